@@ -1,0 +1,141 @@
+"""Every part that a U-Net is made of: residual block, attention, down- and up-sampling."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
+    """Move each `factor x factor` square of pixels into the channels; nothing is lost, unlike in pooling.
+
+    The channels stay innermost in memory, so a channels_last map stays channels_last.
+
+    Args:
+        x: `(batch, channels, height, width)`, height and width divisible by `factor`.
+
+    Returns:
+        `(batch, channels * factor^2, height / factor, width / factor)`.
+    """
+    x = rearrange(x, "b c (h p1) (w p2) -> b h w (p1 p2 c)", p1=factor, p2=factor)
+    return rearrange(x, "b h w c -> b c h w")
+
+
+def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
+    """Undo `space_to_depth`: `(batch, channels * factor^2, h, w)` to `(batch, channels, h * factor, w * factor)`."""
+    x = rearrange(x, "b (p1 p2 c) h w -> b (h p1) (w p2) c", p1=factor, p2=factor)
+    return rearrange(x, "b h w c -> b c h w")
+
+
+def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
+    """Zero a layer's parameters, so that the branch it ends starts as no change (Goyal et al. 2017, section 5.1)."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Convolve 3x3 and keep the size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def group_norm(channels: int, group_size: int) -> nn.GroupNorm:
+    """Normalise over groups of `group_size` channels."""
+    return nn.GroupNorm(channels // group_size, channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions beside a shortcut; the embedding scales and shifts the second norm.
+
+    The adaptive group normalisation of Dhariwal & Nichol (2021), section 3.
+
+    Args:
+        in_channels: Channels in.
+        out_channels: Channels out.
+        embedding_channels: Channels of the conditioning vector.
+        group_size: Channels in a normalisation group; divides `in_channels` and `out_channels`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels, group_size)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.modulation = nn.Linear(embedding_channels, 2 * out_channels)
+        self.norm2 = group_norm(out_channels, group_size)
+        self.conv2 = zero_init(conv3x3(out_channels, out_channels))
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        self.activation = nn.SiLU()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map `(batch, in_channels, h, w)` and `(batch, embedding_channels)` to `(batch, out_channels, h, w)`."""
+        scale, shift = rearrange(self.modulation(emb), "b (two c) -> two b c 1 1", two=2)
+        h = self.conv1(self.activation(self.norm1(x)))
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.shortcut(x) + self.conv2(self.activation(h))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all the pixels of a map, beside a shortcut (Ho et al. 2020, appendix B).
+
+    Plain products and a softmax, not `scaled_dot_product_attention`: the maps here have 16 to 64 pixels, where the
+    fused kernel's backward pass is the slower one.
+
+    Args:
+        channels: Channels in and out.
+        head_dim: Channels of a head; divides `channels`.
+        group_size: Channels in a normalisation group; divides `channels`.
+    """
+
+    def __init__(self, channels: int, head_dim: int, group_size: int) -> None:
+        super().__init__()
+        self.num_heads = channels // head_dim
+        self.norm = group_norm(channels, group_size)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, channels, h, w)` to the same shape."""
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=self.num_heads)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)  # (b, n, h w, h w)
+        out = rearrange(weights @ v, "b n (h w) d -> b h w (n d)", h=x.shape[2])
+        return x + self.out(rearrange(out, "b h w c -> b c h w"))
+
+
+class Block(nn.Module):
+    """A residual block, with self-attention after it where `head_dim` is given."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int, head_dim: int | None
+    ) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(in_channels, out_channels, embedding_channels, group_size)
+        self.attention = SelfAttention(out_channels, head_dim, group_size) if head_dim else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Map `(batch, in_channels, h, w)` and `(batch, embedding_channels)` to `(batch, out_channels, h, w)`."""
+        return self.attention(self.residual(x, emb))
+
+
+class Downsample(nn.Module):
+    """Halve height and width: space-to-depth, then a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4 * in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, in_channels, h, w)` to `(batch, out_channels, h / 2, w / 2)`."""
+        return self.conv(space_to_depth(x))
+
+
+class Upsample(nn.Module):
+    """Double height and width: a 1x1 convolution, then depth-to-space."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4 * out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(batch, in_channels, h, w)` to `(batch, out_channels, 2 h, 2 w)`."""
+        return depth_to_space(self.conv(x))

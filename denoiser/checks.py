@@ -1,0 +1,35 @@
+"""Checks of what a user can get wrong, each with the value, what was expected and what to do."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size that may be one number for both."""
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"size {list(size)} has {len(size)} numbers; give one, or a height and a width")
+    return size[0], size[1]
+
+
+def check_positive(**counts: int) -> None:
+    """Raise `ValueError` for the first of the named counts that is not a whole number of at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
+
+
+def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
+    """Raise `ValueError`, naming the nearest values that fit, if `divisor` does not divide `value`."""
+    if value % divisor or value < 1:
+        below = max(value // divisor, 1) * divisor
+        nearest = f"{below} or {below + divisor}"
+        raise ValueError(f"{name} {value} is not divisible by {divisor} ({reason}); use {nearest}")
+
+
+def did_you_mean(word: str, possible: Iterable[str]) -> str:
+    """Return ` (did you mean …?)` with the nearest of `possible`, or an empty string if none is near."""
+    by_lower = {name.lower(): name for name in possible}
+    nearest = get_close_matches(word.lower(), by_lower, n=1)
+    return f" (did you mean '{by_lower[nearest[0]]}'?)" if nearest else ""

@@ -1,0 +1,24 @@
+"""Random draws as functions of where they are used, so that nothing depends on what was drawn before."""
+
+import numpy as np
+import torch
+
+# The first number of a key says what the draws are for, so that no two purposes share a stream.
+DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION = range(4)
+
+
+def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:
+    """Return a CPU generator whose stream is a function of the purpose, the seed and the position alone.
+
+    Args:
+        purpose: `DATA_ORDER`, `TRAINING_STEP`, `SAMPLING` or `CALIBRATION`.
+        seed: The user's seed, 0 or more.
+        position: Where in the run, such as a step or an image's index.
+
+    Raises:
+        ValueError: If the seed is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
+    state = np.random.SeedSequence((purpose, seed, *position)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

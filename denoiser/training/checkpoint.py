@@ -1,0 +1,102 @@
+"""Checkpoints: folders that hold everything that resuming needs, and that appear whole or not at all."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+PREFIX = "step-"
+STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: Optimizer steps taken.
+        seconds: Time spent, by the clock.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / STATE_FILE).is_file())
+
+
+def find_checkpoint(resume: str, folder: Path) -> Path | None:
+    """Return the checkpoint that `resume` means: a path, or "latest" in `folder`, None if there is none yet.
+
+    Raises:
+        FileNotFoundError: If the path is not a checkpoint.
+    """
+    if resume == "latest":
+        return next(reversed(list_checkpoints(folder)), None)
+    if not (Path(resume) / STATE_FILE).is_file():
+        raise FileNotFoundError(f"{resume} is not a checkpoint: it has no {STATE_FILE}; give a folder, or 'latest'")
+    return Path(resume)
+
+
+def save_checkpoint(
+    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, architecture: dict[str, Any], kept: int
+) -> Path:
+    """Save the run's state on all processes and drop all but the `kept` newest checkpoints.
+
+    The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors.
+    """
+    path = folder / f"{PREFIX}{progress.step:08d}"
+    temporary = folder / f".{path.name}.partial"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    if accelerator.is_main_process:
+        averages = {str(index): tensor.contiguous() for index, tensor in enumerate(ema.shadow_params)}
+        save_file(averages, temporary / EMA_FILE)
+        state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, "model": architecture}
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        for old in list_checkpoints(folder)[:-kept]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def check_architecture(path: Path, architecture: dict[str, Any]) -> None:
+    """Raise `ValueError` if the checkpoint belongs to a network of another architecture."""
+    saved = json.loads((path / STATE_FILE).read_text())["model"]
+    if difference := _difference(saved, architecture):
+        raise ValueError(f"{path} holds another architecture: {difference}; use the model settings it was made with")
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Progress:
+    """Put the run's state back as it was at the checkpoint."""
+    state = json.loads((path / STATE_FILE).read_text())
+    accelerator.load_state(str(path))
+    averages = load_file(path / EMA_FILE)
+    for index, tensor in enumerate(ema.shadow_params):
+        tensor.copy_(averages[str(index)])
+    ema.optimization_step = state["ema_steps"]
+    return Progress(**state["progress"])
+
+
+def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Say what differs between two architectures: the class, or else its arguments."""
+    if saved["class_path"] != wanted["class_path"]:
+        return f"{saved['class_path']}, not {wanted['class_path']}"
+    before, after = saved["init_args"], wanted["init_args"]
+    names = sorted(name for name in before | after if before.get(name) != after.get(name))
+    return ", ".join(f"{name} {before.get(name)}, not {after.get(name)}" for name in names)

@@ -1,0 +1,148 @@
+"""The settings of a run: one frozen dataclass, and what turns it, a model and a scheduler into a file and back."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from diffusers import ModelMixin, SchedulerMixin
+
+from denoiser.checks import check_positive
+from pipelines import SamplingConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are.
+
+    Attributes:
+        root: Folder that holds FashionMNIST's files or gets them, and the cache of resized images.
+    """
+
+    root: str = "data"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained. The run ends with `max_steps` or `max_minutes`, whichever comes first.
+
+    Attributes:
+        max_steps: Optimizer steps.
+        max_minutes: Minutes by the clock, sampling and checkpoints included; the learning rate follows the clock.
+        batch_size: Images in a forward pass of each process.
+        gradient_accumulation_steps: Forward passes in an optimizer step.
+        learning_rate: Peak rate of AdamW: reached after the warm-up, then decayed to zero along a cosine.
+        warmup_steps: Optimizer steps over which the rate rises linearly.
+        adam_betas: Decay of AdamW's first and second moments.
+        weight_decay: Decoupled weight decay.
+        max_grad_norm: Norm to which the gradient is clipped.
+        ema_decay: Highest decay of the average of the weights.
+        ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
+        label_dropout: Share of the labels replaced by the null label, for classifier-free guidance.
+        mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device multiplies it natively, else "no".
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        seed: Of the data order, the noise, the timesteps and the label dropout.
+        log_every: Steps between lines of metrics.
+        sample_every: Steps between grids of samples.
+        checkpoint_every: Steps between checkpoints.
+        checkpoints_kept: Newest checkpoints kept.
+    """
+
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    adam_betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.9999
+    ema_power: float = 0.75
+    label_dropout: float = 0.1
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    log_every: int = 50
+    sample_every: int = 500
+    checkpoint_every: int = 500
+    checkpoints_kept: int = 2
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_minutes is None:
+            raise ValueError("the run has no end: give training.max_steps or training.max_minutes")
+        if self.max_steps is not None:
+            check_positive(max_steps=self.max_steps)
+        check_positive(
+            batch_size=self.batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            warmup_steps=self.warmup_steps,
+            log_every=self.log_every,
+            sample_every=self.sample_every,
+            checkpoint_every=self.checkpoint_every,
+            checkpoints_kept=self.checkpoints_kept,
+        )
+        for name in ("max_minutes", "learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
+        for name in ("ema_decay", "ema_power", "label_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where the run is logged besides `metrics.jsonl`.
+
+    Attributes:
+        mode: Weights & Biases "online", "offline" or "disabled"; "auto" is online with a login and offline without.
+        project: Name of the wandb project.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "denoiser"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run depends on besides its model and its scheduler.
+
+    Attributes:
+        output_dir: Run folder, made by the run.
+        training: How the network is trained.
+        data: Where the images are.
+        sampling: How the grids of samples are made.
+        tracking: Where the run is logged.
+        resume: Checkpoint folder to go on from, or "latest" for the newest in `output_dir` (or a new start).
+    """
+
+    output_dir: str
+    training: TrainingConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resume: str | None = None
+
+
+def architecture(model: ModelMixin) -> dict[str, Any]:
+    """Return what rebuilds the model without its weights: the import path of its class and its arguments."""
+    path = f"{type(model).__module__}.{type(model).__qualname__}"
+    return {"class_path": path, "init_args": _public(model.config)}
+
+
+def resolved(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return every setting of a run as plain values, in the shape of a config file."""
+    settings = _plain(asdict(config))
+    return {**settings, "model": architecture(model), "scheduler": _public(scheduler.config)}
+
+
+def _public(component_config: dict[str, Any]) -> dict[str, Any]:
+    return _plain({name: value for name, value in component_config.items() if not name.startswith("_")})
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, which is what YAML and JSON have."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value

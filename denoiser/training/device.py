@@ -1,0 +1,42 @@
+"""What differs from device to device: chosen here and nowhere else."""
+
+import os
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+
+def multiplies_bf16_natively(device: torch.device) -> bool:
+    """Return whether the device has instructions for bfloat16 products, so that bf16 is faster and not emulated."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return False
+
+
+def choose_mixed_precision(wanted: str, device: torch.device) -> str:
+    """Return the precision for Accelerate: `wanted`, with "auto" resolved for the device.
+
+    Raises:
+        ValueError: If the device cannot train in the precision asked for.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
+    if wanted != "auto":
+        return wanted
+    return "bf16" if multiplies_bf16_natively(device) else "no"
+
+
+def use_all_cores(state: PartialState) -> None:
+    """Share the cores among the processes of this machine; `accelerate launch` alone would give each one thread."""
+    if state.device.type == "cpu":
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+
+
+def in_best_layout(model: nn.Module) -> nn.Module:
+    """Lay the convolutions' weights out channels last, the faster order for mixed precision on CPUs and GPUs alike."""
+    return model.to(memory_format=torch.channels_last)

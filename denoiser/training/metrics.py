@@ -1,0 +1,58 @@
+"""The figures of the steps since the last line of metrics."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+QUARTERS = 4
+
+
+class Window:
+    """Sums over some steps: the loss by quarter of the timesteps, and where the time went.
+
+    Args:
+        num_timesteps: Training timesteps of the scheduler.
+        device: Where the losses are.
+    """
+
+    def __init__(self, num_timesteps: int, device: torch.device) -> None:
+        self.num_timesteps = num_timesteps
+        self.loss_sums = torch.zeros(QUARTERS, device=device)
+        self.counts = torch.zeros(QUARTERS, device=device)
+        self.gradient_norms: list[Tensor] = []  # one a step, before clipping
+        self.steps = 0
+        self.seconds = {"step": 0.0, "data": 0.0}
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time that the block takes to `seconds[what]`."""
+        started = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - started
+
+    def count(self, losses: Tensor, timesteps: Tensor) -> None:
+        """Add the loss of each image, `(batch,)`, at its timestep, `(batch,)`."""
+        quarter = timesteps * QUARTERS // self.num_timesteps
+        self.loss_sums.index_add_(0, quarter, losses)
+        self.counts.index_add_(0, quarter, torch.ones_like(losses))
+
+    def summary(self, accelerator: Accelerator) -> dict[str, float]:
+        """Return the means over all processes; a quarter that no timestep fell into is left out."""
+        sums, counts = accelerator.reduce(torch.stack([self.loss_sums, self.counts]), reduction="sum").cpu()
+        by_quarter = {
+            f"loss_quarter_{quarter + 1}": (sums[quarter] / counts[quarter]).item()
+            for quarter in range(QUARTERS)
+            if counts[quarter]
+        }
+        return {
+            "loss": (sums.sum() / counts.sum()).item(),
+            **by_quarter,
+            "gradient_norm": torch.stack(self.gradient_norms).mean().item(),
+            "images_per_second": counts.sum().item() / self.seconds["step"],
+            "step_milliseconds": 1000 * self.seconds["step"] / self.steps,
+            "data_milliseconds": 1000 * self.seconds["data"] / self.steps,
+        }

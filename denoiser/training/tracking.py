@@ -1,0 +1,84 @@
+"""Where a run's figures go: `metrics.jsonl` in the run folder always, and wandb through Accelerate's tracker."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from PIL import Image
+
+from denoiser.training.config import TrackingConfig
+
+
+def choose_wandb_mode(wanted: str) -> str:
+    """Return wandb's mode, with "auto" resolved: `WANDB_MODE` if set, else online with a login, else offline."""
+    if wanted != "auto":
+        return wanted
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    import wandb  # only here and below: whoever turns tracking off need not wait for it
+
+    return "online" if wandb.login(prompt=False) else "offline"
+
+
+class Tracker:
+    """Writes the figures and pictures of a run, on the main process only.
+
+    Args:
+        accelerator: Made with `log_with="wandb"` unless the mode is "disabled".
+        config: Mode and project.
+        run_dir: Run folder.
+        settings: The resolved config of the run, logged beside its figures.
+        first_step: Step at which the run goes on; lines of `metrics.jsonl` beyond it are dropped.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any], first_step: int
+    ) -> None:
+        self.accelerator = accelerator
+        self.metrics_path = run_dir / "metrics.jsonl"
+        self.mode = config.mode
+        if accelerator.is_main_process:
+            self._drop_metrics_after(first_step)
+        if config.mode != "disabled":
+            self.mode = choose_wandb_mode(config.mode)
+            options = {"mode": self.mode, "dir": str(run_dir), "name": run_dir.name, "settings": {"silent": True}}
+            accelerator.init_trackers(config.project, config=settings, init_kwargs={"wandb": options})
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Append a line of figures."""
+        if self.accelerator.is_main_process:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.accelerator.log(metrics, step=step)
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log a picture to wandb."""
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({name: [image]}, step=step)
+
+    def log_pipeline(self, path: Path) -> None:
+        """Log a saved pipeline as a wandb artifact."""
+        if self.mode == "disabled" or not self.accelerator.is_main_process:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(f"{path.parent.name}-pipeline", type="model")
+        artifact.add_dir(str(path))
+        self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(artifact)
+
+    def finish(self) -> str | None:
+        """Close wandb. Returns the command that uploads an offline run, or None if there is nothing to upload."""
+        if self.mode == "disabled":
+            return None
+        folder = None
+        if self.accelerator.is_main_process:
+            folder = Path(self.accelerator.get_tracker("wandb", unwrap=True).dir).parent
+        self.accelerator.end_training()
+        return f"wandb sync {folder}" if folder and self.mode == "offline" else None
+
+    def _drop_metrics_after(self, step: int) -> None:
+        if self.metrics_path.exists():
+            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            self.metrics_path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,290 @@
+"""The training loop: the loop decides when, the step says what."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from diffusers import DDPMScheduler, ModelMixin
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.optim import AdamW
+from tqdm import tqdm
+
+from denoiser.checks import pair
+from denoiser.data import ImageSet
+from denoiser.embeddings import drop_labels
+from denoiser.files import atomic_path
+from denoiser.training.averaging import averaged_model
+from denoiser.training.budget import Budget, learning_rate
+from denoiser.training.checkpoint import (
+    Progress,
+    check_architecture,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from denoiser.training.config import RunConfig, architecture, resolved
+from denoiser.training.device import choose_mixed_precision, in_best_layout, use_all_cores
+from denoiser.training.draws import Draws, draw
+from denoiser.training.metrics import Window
+from denoiser.training.objective import denoising_loss
+from denoiser.training.tracking import Tracker
+from pipelines import DenoisingPipeline, draw_samples, image_grid, make_scheduler, save_image
+
+CONFIG_FILE = "config.yaml"
+
+
+def start_accelerator(config: RunConfig) -> Accelerator:
+    """Set up device, precision and processes as the launcher and the config say.
+
+    Raises:
+        ValueError: If the device cannot train in the precision asked for.
+    """
+    state = PartialState()
+    use_all_cores(state)
+    return Accelerator(
+        mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),
+        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        log_with=None if config.tracking.mode == "disabled" else "wandb",
+    )
+
+
+class Trainer:
+    """Trains a backbone as the noise-prediction network of a DDPM, and leaves a run folder.
+
+    The folder gets `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end, `pipeline/` with the
+    averaged weights.
+
+    Args:
+        config: Settings of the run.
+        model: Backbone with `UNet2DModel`'s call contract; it is trained in place.
+        scheduler: Noise levels and prediction type.
+        accelerator: From `start_accelerator`.
+        images: Training set, of the model's size.
+
+    Raises:
+        ValueError: If the images do not fit the model, or the checkpoint to resume from is of another architecture.
+        FileExistsError: If the run folder holds a run already and the config does not resume it.
+        FileNotFoundError: If the checkpoint to resume from is none.
+        OSError: If the run folder cannot be written.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler, accelerator: Accelerator, images: ImageSet
+    ) -> None:
+        training = config.training
+        self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
+        self.images = images.to(accelerator.device)
+        self.num_classes: int | None = model.config.get("num_class_embeds")
+        self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
+        self._check_images()
+        self.run_dir = Path(config.output_dir)
+        self.last_checkpoint = self._claim_run_dir(architecture(model))
+
+        self.raw_model = in_best_layout(model)
+        if training.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        optimizer = AdamW(
+            model.parameters(),
+            lr=training.learning_rate,
+            betas=training.adam_betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = EMAModel(
+            model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
+        )
+        progress = Progress()
+        if self.last_checkpoint is not None:
+            progress = load_checkpoint(accelerator, self.last_checkpoint, self.ema)
+        self.step = progress.step
+        self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
+        self.window = self._new_window()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up."""
+        return self.budget.progress(self.step, self.accelerator) >= 1
+
+    @property
+    def pipeline_dir(self) -> Path:
+        """Folder of the saved pipeline."""
+        return self.run_dir / "pipeline"
+
+    @property
+    def grid_path(self) -> Path:
+        """Picture of samples after the steps taken so far."""
+        return self.run_dir / "samples" / f"step-{self.step:08d}.png"
+
+    def train(self) -> str | None:
+        """Train to the end of the budget and save the pipeline.
+
+        Returns:
+            The command that uploads the run to wandb, or None if there is nothing to upload.
+
+        Raises:
+            FloatingPointError: If the loss or the gradient is not finite.
+        """
+        settings = resolved(self.config, self.raw_model, self.scheduler)
+        if self.accelerator.is_main_process:
+            with atomic_path(self.run_dir / CONFIG_FILE) as temporary:
+                temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
+        tracker = Tracker(self.accelerator, self.config.tracking, self.run_dir, settings, self.step)
+        self.budget.start()
+        with self._progress_bar() as bar:
+            while (progress := self.budget.progress(self.step, self.accelerator)) < 1:
+                self._train_step(progress, tracker, bar)
+                if self.step % self.training.sample_every == 0:
+                    self._show_samples(tracker)
+                if self.step % self.training.checkpoint_every == 0:
+                    self._save_checkpoint()
+        self._finish(tracker)
+        return tracker.finish()
+
+    def pipeline(self) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights."""
+        model = averaged_model(self.raw_model, self.ema, self.scheduler, self.images)
+        names = None if self.num_classes is None else self.images.class_names
+        pipeline = DenoisingPipeline(model, self.scheduler, names)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def _train_step(self, progress: float, tracker: Tracker, bar: "tqdm[Any]") -> None:
+        """Take one optimizer step and tell of it."""
+        training, window = self.training, self.window
+        rate = learning_rate(training.learning_rate, training.warmup_steps, self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with window.timed("step"):
+            with window.timed("data"):
+                draws = self._draw()
+            self.model.train()
+            losses = [self._backward(draws, micro) for micro in range(training.gradient_accumulation_steps)]
+            self.ema.step(self.raw_model.parameters())
+            loss = torch.stack(losses).mean().item()
+        window.steps += 1
+        self.step += 1
+
+        bar.n = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)
+        speed = len(draws.indices) * window.steps / window.seconds["step"]
+        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s")
+        if self.step % training.log_every == 0:
+            tracker.log(self._figures(), self.step)
+            self.window = self._new_window()
+
+    def _figures(self) -> dict[str, float]:
+        rate = self.optimizer.param_groups[0]["lr"]
+        return {**self.window.summary(self.accelerator), "learning_rate": rate, "seconds": self.budget.seconds}
+
+    def _draw(self) -> Draws:
+        """Draw for the global batch: all processes, all accumulated passes."""
+        training = self.training
+        return draw(
+            seed=training.seed,
+            step=self.step,
+            batch_size=training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps,
+            image_shape=self.image_shape,
+            num_images=len(self.images),
+            num_timesteps=self.scheduler.config.num_train_timesteps,
+            label_dropout=training.label_dropout,
+        )
+
+    def _backward(self, draws: Draws, micro_step: int) -> Tensor:
+        """Pass this process's share of the draws forward and backward, and step when all has been passed."""
+        accelerator, length = self.accelerator, self.training.batch_size
+        with self.window.timed("data"):
+            start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
+            part = draws.part(start, length).to(accelerator.device)
+            images, labels = self.images.batch(part.indices)
+            class_labels = None
+            if self.num_classes is not None:
+                class_labels = drop_labels(labels, self.num_classes, part.label_dropped)
+        with accelerator.accumulate(self.model):
+            losses = denoising_loss(self.model, self.scheduler, images, part.noise, part.timesteps, class_labels)
+            accelerator.backward(losses.mean())
+            self._check_finite("loss", losses.detach())
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
+                if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
+                    self._check_finite("gradient", norm)
+                self.window.gradient_norms.append(norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.window.count(losses.detach(), part.timesteps)
+        return losses.detach().mean()
+
+    def _check_finite(self, what: str, values: Tensor) -> None:
+        if not values.isfinite().all():
+            good = self.last_checkpoint or "none yet"
+            raise FloatingPointError(
+                f"the {what} is not finite at step {self.step + 1}; last good checkpoint: {good}; "
+                "resume from it with a lower training.learning_rate"
+            )
+
+    def _finish(self, tracker: Tracker) -> None:
+        """Save what the run leaves behind: the last figures, checkpoint, grid and pipeline."""
+        if self.window.steps:
+            tracker.log(self._figures(), self.step)
+        self._show_samples(tracker)
+        self._save_checkpoint()
+        if self.accelerator.is_main_process:
+            with atomic_path(self.pipeline_dir) as temporary:
+                self.pipeline().save_pretrained(temporary)
+            tracker.log_pipeline(self.pipeline_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _show_samples(self, tracker: Tracker) -> None:
+        """Draw a grid with the averaged weights, from the same noise each time."""
+        if self.accelerator.is_main_process:
+            pipeline = self.pipeline()
+            pipeline.scheduler = make_scheduler(self.config.sampling.scheduler, self.scheduler.config)
+            grid = image_grid(draw_samples(pipeline, self.config.sampling))
+            save_image(grid, self.grid_path)
+            tracker.log_image("samples", grid, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        self.last_checkpoint = save_checkpoint(
+            self.accelerator,
+            self.run_dir / "checkpoints",
+            Progress(self.step, self.budget.seconds),
+            self.ema,
+            architecture(self.raw_model),
+            self.training.checkpoints_kept,
+        )
+
+    def _check_images(self) -> None:
+        shape, names = tuple(self.images.images.shape[1:]), self.images.class_names
+        if shape != self.image_shape:
+            raise ValueError(f"the images are {shape} (channels, height, width), the model wants {self.image_shape}")
+        if self.num_classes not in (None, len(names)):
+            raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
+
+    def _claim_run_dir(self, wanted: dict[str, Any]) -> Path | None:
+        """Make sure that the run folder is ours to write. Returns the checkpoint to go on from, if there is one."""
+        run_dir, resume = self.run_dir, self.config.resume
+        if resume is None and (run_dir / CONFIG_FILE).exists():
+            raise FileExistsError(f"{run_dir} holds a run already; give another output_dir, or --resume latest")
+        checkpoint = find_checkpoint(resume, run_dir / "checkpoints") if resume else None
+        if checkpoint is not None:
+            check_architecture(checkpoint, wanted)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run_dir).close()  # better to learn now than after an hour that it can't be written
+        return checkpoint
+
+    def _new_window(self) -> Window:
+        return Window(self.scheduler.config.num_train_timesteps, self.accelerator.device)
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        by_clock = self.budget.max_seconds is not None
+        return tqdm(
+            total=self.budget.max_seconds if by_clock else self.training.max_steps,
+            initial=self.budget.seconds if by_clock else self.step,
+            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left{postfix}",
+            disable=not self.accelerator.is_main_process,
+            mininterval=1.0,
+        )

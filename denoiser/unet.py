@@ -1,0 +1,183 @@
+"""`UNet`: the time- and class-conditional backbone. Saved pipelines record this module's name, so it stays here."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin  # diffusers' loader looks both names up in this module
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from denoiser.blocks import Block, Downsample, Upsample, conv3x3, depth_to_space, group_norm, space_to_depth, zero_init
+from denoiser.checks import check_divisible, check_positive, pair
+from denoiser.embeddings import LabelEmbedding, batched_timestep, sinusoidal_embedding
+
+
+class Level(nn.Module):
+    """The blocks that work at one map size, and the step that brings the map there or onwards."""
+
+    def __init__(self, blocks: Sequence[Block], resample: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+
+class UNet(ModelMixin, ConfigMixin):
+    """A U-Net of residual blocks that predicts the noise in a noisy image (Ho et al. 2020; Ronneberger et al. 2015).
+
+    It keeps the call contract of diffusers' `UNet2DModel`, so it works in every pipeline and trainer made for that.
+    It is fully convolutional: any height and width divisible by `patch_size * 2^(levels - 1)` will do.
+
+    Args:
+        sample_size: Height and width, or one number for both, of the images that pipelines make.
+        in_channels: Image channels in.
+        out_channels: Image channels out.
+        block_out_channels: Width of each level, finest first; each divisible by `norm_group_size`.
+        layers_per_block: Residual blocks a level, on the way down and again on the way up.
+        attention_levels: Levels with self-attention, 0 the finest; the middle has it if the coarsest level does.
+        attention_head_dim: Channels of an attention head; divides the width of each attention level.
+        norm_group_size: Channels in a normalisation group. Under 16 is legal, and slow on CPUs.
+        patch_size: Side of the square of pixels that the stem moves into the channels; 1 leaves the image as it is.
+        num_class_embeds: Number of classes, or None for an unconditional network.
+        embedding_channels: Channels of the time and label embedding; four times the first width if None.
+
+    Raises:
+        ValueError: If a count is not positive or a size is not divisible as said above.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 16,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        block_out_channels: tuple[int, ...] = (32, 64, 96),
+        layers_per_block: int = 1,
+        attention_levels: tuple[int, ...] = (2,),
+        attention_head_dim: int = 32,
+        norm_group_size: int = 16,
+        patch_size: int = 1,
+        num_class_embeds: int | None = None,
+        embedding_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        widths, num_levels = tuple(block_out_channels), len(block_out_channels)
+        check_positive(levels=num_levels)
+        emb_channels = 4 * widths[0] if embedding_channels is None else embedding_channels
+        check_positive(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            layers_per_block=layers_per_block,
+            attention_head_dim=attention_head_dim,
+            norm_group_size=norm_group_size,
+            patch_size=patch_size,
+            embedding_channels=emb_channels,
+        )
+        for width in widths:
+            check_divisible("block_out_channels", width, norm_group_size, "norm_group_size")
+        for level in attention_levels:
+            if level not in range(num_levels):
+                raise ValueError(f"attention_levels has {level}; the levels are 0 to {num_levels - 1}")
+            check_divisible(f"block_out_channels[{level}]", widths[level], attention_head_dim, "attention_head_dim")
+        if num_class_embeds is not None:
+            check_positive(num_class_embeds=num_class_embeds)
+
+        self.size_divisor = patch_size * 2 ** (num_levels - 1)
+        self._check_size(*pair(sample_size))
+        self.gradient_checkpointing = False
+
+        def block(in_channels: int, level: int) -> Block:
+            head_dim = attention_head_dim if level in attention_levels else None
+            return Block(in_channels, widths[level], emb_channels, norm_group_size, head_dim)
+
+        self.time_embedding = nn.Sequential(
+            nn.Linear(widths[0], emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        self.label_embedding = LabelEmbedding(num_class_embeds, emb_channels) if num_class_embeds else None
+        self.activation = nn.SiLU()
+
+        self.stem = conv3x3(in_channels * patch_size**2, widths[0])
+        self.encoder = nn.ModuleList()
+        for level, width in enumerate(widths):
+            down = Downsample(widths[level - 1], width) if level else nn.Identity()
+            self.encoder.append(Level([block(width, level) for _ in range(layers_per_block)], down))
+        self.middle = block(widths[-1], num_levels - 1)
+        self.decoder = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            up = Upsample(width, widths[level - 1]) if level else nn.Identity()
+            # Every block takes the map of its twin in the encoder beside its own, hence twice the width.
+            self.decoder.append(Level([block(2 * width, level) for _ in range(layers_per_block)], up))
+        self.head = nn.Sequential(
+            group_norm(widths[0], norm_group_size),
+            nn.SiLU(),
+            zero_init(conv3x3(widths[0], out_channels * patch_size**2)),
+        )
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for "no class given", or None for an unconditional network."""
+        return self.label_embedding.null_label if self.label_embedding is not None else None
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """Predict the noise (or what else the scheduler's `prediction_type` says) in noisy images.
+
+        Args:
+            sample: Noisy images, `(batch, in_channels, height, width)`.
+            timestep: Training timestep, 0 the cleanest: a scalar, or `(batch,)`.
+            class_labels: `(batch,)` class indices; `null_label`, or None for all, means no class.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            `UNet2DOutput` whose `sample` is the prediction, `(batch, out_channels, height, width)`.
+
+        Raises:
+            ValueError: If the images' shape or the number of timesteps does not fit, or an unconditional network is
+                given labels.
+        """
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(f"sample is {tuple(sample.shape)}; expected (batch, {self.config.in_channels}, h, w)")
+        self._check_size(*sample.shape[2:])
+
+        emb = self._embed(batched_timestep(timestep, sample), class_labels)  # (b, embedding_channels)
+        x = self.stem(space_to_depth(sample, self.config.patch_size))  # (b, widths[0], h / patch, w / patch)
+        skips = []
+        for level in self.encoder:
+            x = level.resample(x)  # (b, width, h / 2^level, w / 2^level)
+            for block in level.blocks:
+                x = self._run(block, x, emb)
+                skips.append(x)
+        x = self._run(self.middle, x, emb)  # (b, widths[-1], the coarsest map)
+        for level in self.decoder:
+            for block in level.blocks:
+                x = self._run(block, torch.cat([x, skips.pop()], dim=1), emb)
+            x = level.resample(x)  # twice the height and width
+        prediction = depth_to_space(self.head(x), self.config.patch_size)  # (b, out_channels, h, w)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _embed(self, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+        emb = sinusoidal_embedding(timesteps, self.config.block_out_channels[0])
+        emb = self.time_embedding(emb.to(self.dtype))
+        if self.label_embedding is not None:
+            emb = emb + self.label_embedding(class_labels, len(timesteps))
+        elif class_labels is not None:
+            raise ValueError("class_labels were given to an unconditional UNet; build it with num_class_embeds")
+        return self.activation(emb)
+
+    def _run(self, block: Block, x: Tensor, emb: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, x, emb)
+        return block(x, emb)
+
+    def _check_size(self, height: int, width: int) -> None:
+        for name, size in (("height", height), ("width", width)):
+            check_divisible(f"image {name}", size, self.size_divisor, "patch_size * 2^(levels - 1)")

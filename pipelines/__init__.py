@@ -1,0 +1,19 @@
+"""Diffusers pipelines: noise in, images out."""
+
+from pipelines.denoising import DenoisingPipeline, load_pipeline
+from pipelines.images import image_grid, save_gif, save_image, save_images
+from pipelines.sampling import SamplingConfig, draw_samples
+from pipelines.schedulers import SCHEDULERS, make_scheduler
+
+__all__ = [
+    "SCHEDULERS",
+    "DenoisingPipeline",
+    "SamplingConfig",
+    "draw_samples",
+    "image_grid",
+    "load_pipeline",
+    "make_scheduler",
+    "save_gif",
+    "save_image",
+    "save_images",
+]

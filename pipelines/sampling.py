@@ -1,0 +1,77 @@
+"""Many images from a pipeline, batch by batch, each a function of (seed, its index) alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoiser.checks import check_positive
+from denoiser.randomness import SAMPLING, seeded_generator
+from pipelines.denoising import DenoisingPipeline, StepCallback
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How images are drawn.
+
+    Attributes:
+        num_images: Images to draw.
+        steps: Steps of the scheduler.
+        scheduler: Its name: ddpm, ddim, dpmsolver++, sde-dpmsolver++, unipc, deis, euler, euler-ancestral or heun.
+        guidance_scale: Classifier-free guidance for images with labels; 1 is none.
+        seed: Image i is a function of (seed, i).
+        batch_size: Images that are drawn at once.
+    """
+
+    num_images: int = 64
+    steps: int = 20
+    scheduler: str = "sde-dpmsolver++"
+    guidance_scale: float = 1.0
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
+
+
+def spread_labels(num_images: int, num_classes: int) -> list[int]:
+    """Return labels that show every class about equally often, in order."""
+    return [index * num_classes // num_images for index in range(num_images)]
+
+
+def draw_samples(
+    pipeline: DenoisingPipeline,
+    config: SamplingConfig,
+    labels: Sequence[int | str] | None = None,
+    callback_on_step_end: StepCallback | None = None,
+) -> Tensor:
+    """Draw images with the pipeline's scheduler.
+
+    Args:
+        pipeline: What draws them.
+        config: How many, and how.
+        labels: Classes, by index or by name, repeated over the images; None spreads the images over all the classes of
+            a class-conditional network.
+        callback_on_step_end: Handed to the pipeline.
+
+    Returns:
+        `(num_images, channels, height, width)` in [0, 1], on the CPU.
+    """
+    if labels is None and pipeline.num_classes is not None:
+        labels = spread_labels(config.num_images, pipeline.num_classes)
+    batches = []
+    for start in range(0, config.num_images, config.batch_size):
+        indices = range(start, min(start + config.batch_size, config.num_images))
+        batches.append(
+            pipeline(
+                batch_size=len(indices),
+                class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
+                guidance_scale=1.0 if labels is None else config.guidance_scale,
+                num_inference_steps=config.steps,
+                generator=[seeded_generator(SAMPLING, config.seed, index) for index in indices],
+                output_type="pt",
+                callback_on_step_end=callback_on_step_end,
+            ).images.cpu()
+        )
+    return torch.cat(batches)

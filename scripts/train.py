@@ -1,0 +1,69 @@
+"""Train a denoiser on FashionMNIST: accelerate launch scripts/train.py --config configs/fashion_mnist.yaml."""
+
+import os
+import sys
+from dataclasses import fields
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, ModelMixin
+
+from denoiser.cli import Parser, run
+from denoiser.data import load_fashion_mnist
+from denoiser.training import RunConfig, Trainer, start_accelerator
+
+
+def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
+    """Read the config file and the command line, and build what they describe."""
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
+    parser.add_class_arguments(RunConfig)
+    parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
+    parser.add_class_arguments(DDPMScheduler, "scheduler")
+    namespace = parser.parse_args(arguments)
+    torch.manual_seed(namespace.training.seed)  # PyTorch draws initial weights from the global generator only
+    built = parser.instantiate(namespace)
+    config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
+    return config, built.model, built.scheduler
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise `ValueError` if `accelerate launch` was asked for several processes and started one.
+
+    It does so, silently, for CPUs without mpirun. It sets `MASTER_PORT` only if it was asked for several processes,
+    and `WORLD_SIZE` only if it starts them itself.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if launched and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one; on CPUs use "
+            "--config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
+        )
+
+
+def main() -> None:
+    """Train, and say what was made and what to type next."""
+    config, model, scheduler = parse(sys.argv[1:])
+    accelerator = start_accelerator(config)
+    check_launch(accelerator)
+    with accelerator.main_process_first():  # which downloads or resizes, where need be; the others find it done
+        images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
+    trainer = Trainer(config, model, scheduler, accelerator, images)
+    if trainer.finished:
+        accelerator.print(f"the run in {trainer.run_dir} is finished: {trainer.pipeline_dir}")
+        return
+    accelerator.print(
+        f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images: "
+        f"{accelerator.num_processes} process(es), {accelerator.device}, precision {accelerator.mixed_precision}, "
+        f"from step {trainer.step}"
+    )
+    sync_command = trainer.train()
+    accelerator.print(f"\nrun folder:   {trainer.run_dir}\npipeline:     {trainer.pipeline_dir}")
+    accelerator.print(f"sample grid:  {trainer.grid_path}")
+    if sync_command:
+        accelerator.print(f"logged offline; to upload: {sync_command}")
+    accelerator.print(f"next: python scripts/sample.py --pipeline {trainer.pipeline_dir}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,28 @@
+import pytest
+
+from denoiser.files import atomic_path
+
+
+def test_a_file_and_a_folder_come_whole_and_replace_what_was_there(tmp_path):
+    for text in ("old", "new"):
+        with atomic_path(tmp_path / "deep" / "file.txt") as temporary:
+            temporary.write_text(text)
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / f"{text}.txt").write_text(text)
+    assert (tmp_path / "deep" / "file.txt").read_text() == "new"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "folder"]
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_after_a_failure_the_old_one_stands_and_nothing_else(tmp_path, as_folder):
+    with atomic_path(tmp_path / "file.txt") as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError, match="full"), atomic_path(tmp_path / "file.txt") as temporary:
+        if as_folder:
+            temporary.mkdir()
+        else:
+            temporary.write_text("half")
+        raise RuntimeError("full")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

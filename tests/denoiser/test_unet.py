@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from denoiser import UNet
+from tests.conftest import tiny_unet
+
+
+def test_a_new_network_predicts_zero(noise):
+    assert not UNet()(noise, 3).sample.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"sample_size": (8, 12)}, (2, 1, 8, 12)),
+        ({"patch_size": 2}, (2, 1, 16, 24)),
+        ({"in_channels": 3, "out_channels": 6}, (2, 3, 16, 16)),
+        ({"block_out_channels": (16, 16, 32, 32), "attention_levels": (2, 3)}, (1, 1, 32, 8)),
+        ({"block_out_channels": (48,), "attention_levels": (), "layers_per_block": 3}, (1, 1, 5, 7)),
+    ],
+)
+def test_any_size_channels_and_depth(options, shape):
+    model = tiny_unet(**options)
+    prediction = model(torch.randn(shape), 3).sample
+    assert prediction.shape == (shape[0], options.get("out_channels", 1), *shape[2:])
+
+
+def test_no_labels_means_the_null_label_for_every_image(noise):
+    model = tiny_unet()
+    null = torch.full((4,), model.null_label)
+    assert torch.equal(model(noise, 3).sample, model(noise, 3, class_labels=null).sample)
+
+
+def test_labels_matter(noise):
+    model = tiny_unet()
+    predictions = [model(noise, 3, class_labels=torch.full((4,), label)).sample for label in range(11)]
+    for one in range(11):
+        for other in range(one):
+            assert not torch.allclose(predictions[one], predictions[other])
+
+
+def test_an_unconditional_network_refuses_labels(noise):
+    with pytest.raises(ValueError, match="unconditional"):
+        tiny_unet(num_class_embeds=None)(noise, 3, class_labels=torch.zeros(4, dtype=torch.long))
+
+
+def test_groups_of_the_default_norms_have_at_least_16_channels():
+    norms = [module for module in UNet().modules() if isinstance(module, nn.GroupNorm)]
+    assert norms
+    assert min(norm.num_channels // norm.num_groups for norm in norms) >= 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_out_channels": (32, 40)}, "40 is not divisible by 16.*32 or 48"),
+        ({"block_out_channels": ()}, "levels is 0"),
+        ({"attention_levels": (5,)}, "attention_levels has 5; the levels are 0 to 2"),
+        ({"attention_head_dim": 28}, r"block_out_channels\[2\] 96 is not divisible by 28"),
+        ({"num_class_embeds": 0}, "num_class_embeds is 0"),
+        ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"patch_size": 2, "sample_size": 20}, "20 is not divisible by 8.*16 or 24"),
+        ({"sample_size": (16, 18)}, "width 18 is not divisible by 4"),
+        ({"sample_size": (16, 16, 16)}, "3 numbers"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**options)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (2, 1, 16, 18)])
+def test_images_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match="expected|not divisible"):
+        UNet()(torch.zeros(shape), 3)

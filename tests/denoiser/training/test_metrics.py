@@ -1,0 +1,21 @@
+import pytest
+import torch
+from accelerate import Accelerator
+
+from denoiser.training.metrics import Window
+
+
+def test_losses_are_averaged_over_all_and_by_quarter_of_the_timesteps():
+    window = Window(1000, torch.device("cpu"))
+    with window.timed("step"), window.timed("data"):
+        window.count(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 249, 250]))
+        window.count(torch.tensor([4.0, 5.0]), torch.tensor([750, 999]))
+    window.gradient_norms.append(torch.tensor(2.0))
+    window.steps = 1
+    figures = window.summary(Accelerator(cpu=True))
+    assert figures["loss"] == 3
+    assert (figures["loss_quarter_1"], figures["loss_quarter_2"], figures["loss_quarter_4"]) == (1.5, 3, 4.5)
+    assert "loss_quarter_3" not in figures
+    assert figures["gradient_norm"] == 2
+    assert figures["images_per_second"] == pytest.approx(5000 / figures["step_milliseconds"])
+    assert 0 < figures["data_milliseconds"] <= figures["step_milliseconds"]
