@@ -88,8 +88,7 @@ class BasicUNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DownBlock", "UpBlock"]
-    _skip_layerwise_casting_patterns = ["norm"]
+    _no_split_modules = ("DownBlock", "UpBlock")
 
     @register_to_config
     def __init__(
@@ -184,7 +183,7 @@ class BasicUNet(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable | None = None) -> None:
-        """Recompute activations in the backward pass; the batch norms' running statistics are updated once all the same."""
+        """Recompute activations in the backward pass; batch norms update their statistics once all the same."""
         super().enable_gradient_checkpointing(gradient_checkpointing_func or _checkpoint)
 
     def _run(self, block: nn.Module, *maps: Tensor) -> Tensor:
@@ -205,12 +204,12 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextmanager
 def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    kept = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    kept = [(norm, norm.momentum, norm.state_dict()["num_batches_tracked"].clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
+        for norm, momentum, num_batches_tracked in kept:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(num_batches_tracked)
+            norm.num_batches_tracked = num_batches_tracked

@@ -1,5 +1,7 @@
 """Every part that a U-Net is made of: residual block, attention, down- and up-sampling."""
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
 
     Args:
         x: `(batch, channels, height, width)`, height and width divisible by `factor`.
+        factor: Side of the square.
 
     Returns:
         `(batch, channels * factor^2, height / factor, width / factor)`.
@@ -103,7 +106,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, with self-attention after it where `head_dim` is given."""
+    """A residual block, with self-attention after it where `head_dim` is given; the unit of gradient checkpointing."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int, head_dim: int | None
@@ -111,9 +114,17 @@ class Block(nn.Module):
         super().__init__()
         self.residual = ResidualBlock(in_channels, out_channels, embedding_channels, group_size)
         self.attention = SelfAttention(out_channels, head_dim, group_size) if head_dim else nn.Identity()
+        # diffusers' `enable_gradient_checkpointing` sets both on every module that has the first
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` and `(batch, embedding_channels)` to `(batch, out_channels, h, w)`."""
+        if self.gradient_checkpointing and torch.is_grad_enabled() and self._gradient_checkpointing_func:
+            return self._gradient_checkpointing_func(self._apply_layers, x, emb)
+        return self._apply_layers(x, emb)
+
+    def _apply_layers(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.attention(self.residual(x, emb))
 
 

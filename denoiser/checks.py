@@ -20,6 +20,12 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
 
 
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` if a seed is negative."""
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
+
+
 def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
     """Raise `ValueError`, naming the nearest values that fit, if `divisor` does not divide `value`."""
     if value % divisor or value < 1:

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from diffusers.utils.logging import disable_progress_bar
@@ -12,28 +13,38 @@ from jsonargparse import ArgumentParser
 
 from denoiser.checks import did_you_mean
 
-# Lines that jsonargparse puts around the one that says what is wrong.
-_AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
-_UNKNOWN = re.compile(
-    r"[Uu]nrecognized arguments: --(?P<a>[^\s=]+)|does not accept option '(?P<b>[^']+)'|"
-    r"Option '(?P<c>[^']+)' is not accepted|Key '(?P<d>[^']+)' is not expected"
+# What jsonargparse says around and inside the one fact that matters.
+_UNKNOWN_OPTION = re.compile(
+    r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[([^]]+)\])")
+_GIVEN = re.compile(r"(?:Got|Given) value: (?!Namespace|NestedArg|\{)(.+)")
+_AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
 
 class Parser(ArgumentParser):
     """A jsonargparse parser that says what is wrong in one line, and the nearest right option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with status 2."""
         fail(self._one_line(message))
 
     def _one_line(self, message: str) -> str:
-        found = _UNKNOWN.search(message)
-        if found:
-            option = next(group for group in found.groups() if group)
+        if unknown := _UNKNOWN_OPTION.search(message):
+            option = next(group for group in unknown.groups() if group)
             return f"unknown option '{option}'{did_you_mean(option, self._options())}"
+        key, given = ".".join(dict.fromkeys(_KEY.findall(message))), _GIVEN.search(message)
+        types = dict.fromkeys(name or choices for name, choices in _EXPECTED.findall(message))
+        types.pop("NoneType", None)
+        if key and types:
+            return f"{key}: expected {' or '.join(types)}" + (f", got {given[1]}" if given else "")
         lines = [line.strip(" -") for line in message.splitlines()]
-        return " ".join(line for line in lines if line and not line.startswith(_AROUND))
+        rest = " ".join(line for line in lines if line and not line.startswith(_AROUND))
+        return f"{key}: {rest}" if key and rest else message
 
     def _options(self) -> Iterator[str]:
         for action in self._actions:
@@ -45,7 +56,7 @@ def fail(message: str) -> NoReturn:
     """Print one line to standard error and exit with status 2."""
     rank = os.environ.get("RANK", "0")
     where = f" (process {rank})" if rank != "0" else ""
-    print(f"{os.path.basename(sys.argv[0])}: error{where}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error{where}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from denoiser.checks import check_seed
+
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
 DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION = range(4)
 
@@ -18,7 +20,6 @@ def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator
     Raises:
         ValueError: If the seed is negative.
     """
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more")
+    check_seed(seed)
     state = np.random.SeedSequence((purpose, seed, *position)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

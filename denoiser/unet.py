@@ -13,13 +13,36 @@ from denoiser.checks import check_divisible, check_positive, pair
 from denoiser.embeddings import LabelEmbedding, batched_timestep, sinusoidal_embedding
 
 
-class Level(nn.Module):
-    """The blocks that work at one map size, and the step that brings the map there or onwards."""
+class EncoderLevel(nn.Module):
+    """The step that brings a map to this level's size, and the blocks that work on it."""
 
-    def __init__(self, blocks: Sequence[Block], resample: nn.Module) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        """Push the map after each block onto `skips`, and return the last, `(batch, width, h, w)`."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = block(x, emb)
+            skips.append(x)
+        return x
+
+
+class DecoderLevel(nn.Module):
+    """The blocks that work at this level's size, and the step that brings their map to the next finer one."""
+
+    def __init__(self, blocks: Sequence[Block], upsample: nn.Module) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.resample = resample
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        """Pop a map off `skips` for each block, and return `(batch, finer width, 2 h, 2 w)`."""
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.upsample(x)
 
 
 class UNet(ModelMixin, ConfigMixin):
@@ -46,8 +69,8 @@ class UNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    _skip_layerwise_casting_patterns = ["norm"]
+    _no_split_modules = ("Block",)
+    _skip_layerwise_casting_patterns = ("norm",)
 
     @register_to_config
     def __init__(
@@ -88,7 +111,6 @@ class UNet(ModelMixin, ConfigMixin):
 
         self.size_divisor = patch_size * 2 ** (num_levels - 1)
         self._check_size(*pair(sample_size))
-        self.gradient_checkpointing = False
 
         def block(in_channels: int, level: int) -> Block:
             head_dim = attention_head_dim if level in attention_levels else None
@@ -104,13 +126,13 @@ class UNet(ModelMixin, ConfigMixin):
         self.encoder = nn.ModuleList()
         for level, width in enumerate(widths):
             down = Downsample(widths[level - 1], width) if level else nn.Identity()
-            self.encoder.append(Level([block(width, level) for _ in range(layers_per_block)], down))
+            self.encoder.append(EncoderLevel(down, [block(width, level) for _ in range(layers_per_block)]))
         self.middle = block(widths[-1], num_levels - 1)
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             up = Upsample(width, widths[level - 1]) if level else nn.Identity()
             # Every block takes the map of its twin in the encoder beside its own, hence twice the width.
-            self.decoder.append(Level([block(2 * width, level) for _ in range(layers_per_block)], up))
+            self.decoder.append(DecoderLevel([block(2 * width, level) for _ in range(layers_per_block)], up))
         self.head = nn.Sequential(
             group_norm(widths[0], norm_group_size),
             nn.SiLU(),
@@ -150,17 +172,12 @@ class UNet(ModelMixin, ConfigMixin):
 
         emb = self._embed(batched_timestep(timestep, sample), class_labels)  # (b, embedding_channels)
         x = self.stem(space_to_depth(sample, self.config.patch_size))  # (b, widths[0], h / patch, w / patch)
-        skips = []
+        skips: list[Tensor] = []
         for level in self.encoder:
-            x = level.resample(x)  # (b, width, h / 2^level, w / 2^level)
-            for block in level.blocks:
-                x = self._run(block, x, emb)
-                skips.append(x)
-        x = self._run(self.middle, x, emb)  # (b, widths[-1], the coarsest map)
+            x = level(x, emb, skips)  # (b, widths[level], h / (patch 2^level), w / (patch 2^level))
+        x = self.middle(x, emb)  # the same
         for level in self.decoder:
-            for block in level.blocks:
-                x = self._run(block, torch.cat([x, skips.pop()], dim=1), emb)
-            x = level.resample(x)  # twice the height and width
+            x = level(x, emb, skips)  # (b, widths[level - 1], twice the height, twice the width)
         prediction = depth_to_space(self.head(x), self.config.patch_size)  # (b, out_channels, h, w)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
@@ -172,11 +189,6 @@ class UNet(ModelMixin, ConfigMixin):
         elif class_labels is not None:
             raise ValueError("class_labels were given to an unconditional UNet; build it with num_class_embeds")
         return self.activation(emb)
-
-    def _run(self, block: Block, x: Tensor, emb: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, x, emb)
-        return block(x, emb)
 
     def _check_size(self, height: int, width: int) -> None:
         for name, size in (("height", height), ("width", width)):

@@ -2,13 +2,14 @@
 
 from pipelines.denoising import DenoisingPipeline, load_pipeline
 from pipelines.images import image_grid, save_gif, save_image, save_images
-from pipelines.sampling import SamplingConfig, draw_samples
+from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 
 __all__ = [
     "SCHEDULERS",
     "DenoisingPipeline",
     "SamplingConfig",
+    "check_sampling",
     "draw_samples",
     "image_grid",
     "load_pipeline",

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from denoiser.checks import check_positive, did_you_mean, pair
 from denoiser.randomness import SAMPLING, seeded_generator
+from pipelines.schedulers import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+Labels = int | str | Sequence[int | str] | Tensor
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -44,7 +46,7 @@ class DenoisingPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int | None = None,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -117,9 +119,11 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
         return int(label)
 
-    def _label_tensor(self, labels: int | str | Sequence[int | str] | None, batch_size: int | None) -> Tensor | None:
+    def _label_tensor(self, labels: Labels | None, batch_size: int | None) -> Tensor | None:
         if labels is None:
             return None
+        if isinstance(labels, Tensor):
+            labels = labels.tolist()
         if isinstance(labels, (int, str)):
             labels = [labels] * (batch_size or 1)
         indices = [self.label_index(label) for label in labels]
@@ -135,12 +139,8 @@ class DenoisingPipeline(DiffusionPipeline):
         seed: int | None,
         output_type: str,
     ) -> None:
-        check_positive(batch_size=batch_size, num_inference_steps=num_inference_steps)
-        if num_inference_steps > self.scheduler.config.num_train_timesteps:
-            most = self.scheduler.config.num_train_timesteps
-            raise ValueError(
-                f"num_inference_steps is {num_inference_steps}; the scheduler has {most} timesteps at most"
-            )
+        check_positive(batch_size=batch_size)
+        check_steps(num_inference_steps, self.scheduler)
         if labels is not None and len(labels) != batch_size:
             raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
         if guidance_scale != 1 and labels is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from denoiser.checks import check_positive
 from denoiser.files import atomic_path
 
 
@@ -22,9 +23,19 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
         columns: Images in a row; as many as rows if None.
         scale: Enlargement, without smoothing.
     """
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    check_positive(columns=columns, scale=scale)
     large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return to_pil_image(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5).cpu())
+
+
+def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
+    """Raise `ValueError` or `OSError` if a picture with one of the suffixes cannot be written to `path`."""
+    if Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"{path} has no suffix among {', '.join(suffixes)}, which say what is written")
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder that you can write to")
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
-from denoiser.checks import check_positive
+from denoiser.checks import check_positive, check_seed
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.denoising import DenoisingPipeline, StepCallback
+from pipelines.schedulers import check_scheduler_name, check_steps
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How images are drawn.
+    """How images are drawn. Raises `ValueError` for what cannot be.
 
     Attributes:
         num_images: Images to draw.
@@ -33,6 +35,15 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
+        check_scheduler_name(self.scheduler)
+        check_seed(self.seed)
+
+
+def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: SchedulerMixin) -> None:
+    """Raise `ValueError` if the network or the scheduler cannot draw as the config says."""
+    check_steps(config.steps, scheduler)
+    if config.guidance_scale != 1 and unet.config.get("num_class_embeds") is None:
+        raise ValueError(f"guidance_scale is {config.guidance_scale} and the network has no classes; leave it at 1")
 
 
 def spread_labels(num_images: int, num_classes: int) -> list[int]:
@@ -60,18 +71,21 @@ def draw_samples(
     """
     if labels is None and pipeline.num_classes is not None:
         labels = spread_labels(config.num_images, pipeline.num_classes)
+    check_sampling(config, pipeline.unet, pipeline.scheduler)
+    if labels is not None and not labels:
+        raise ValueError("labels is empty; name at least one class, or leave it out")
     batches = []
     for start in range(0, config.num_images, config.batch_size):
         indices = range(start, min(start + config.batch_size, config.num_images))
-        batches.append(
-            pipeline(
-                batch_size=len(indices),
-                class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
-                guidance_scale=1.0 if labels is None else config.guidance_scale,
-                num_inference_steps=config.steps,
-                generator=[seeded_generator(SAMPLING, config.seed, index) for index in indices],
-                output_type="pt",
-                callback_on_step_end=callback_on_step_end,
-            ).images.cpu()
+        (images,) = pipeline(
+            batch_size=len(indices),
+            class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
+            guidance_scale=config.guidance_scale,
+            num_inference_steps=config.steps,
+            generator=[seeded_generator(SAMPLING, config.seed, index) for index in indices],
+            output_type="pt",
+            return_dict=False,
+            callback_on_step_end=callback_on_step_end,
         )
+        batches.append(images.cpu())
     return torch.cat(batches)

@@ -32,15 +32,27 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
 }
 
 
+def check_scheduler_name(name: str) -> None:
+    """Raise `ValueError`, with the nearest name, if there is no sampler called `name`."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler '{name}'{did_you_mean(name, SCHEDULERS)}; known: {', '.join(SCHEDULERS)}")
+
+
+def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
+    """Raise `ValueError` unless the scheduler can take this number of steps."""
+    most = scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= most:
+        raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
+
+
 def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Return the named sampler for a network trained with the scheduler that has this `config`.
 
-    Timesteps are spaced "trailing": from the noisiest, the one that pure noise belongs to (Lin et al. 2024, section 3.3).
+    Timesteps are spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
 
     Raises:
         ValueError: If there is no sampler of that name.
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler '{name}'{did_you_mean(name, SCHEDULERS)}; known: {', '.join(SCHEDULERS)}")
+    check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
     return scheduler_class.from_config(config, timestep_spacing="trailing", **options)

@@ -10,10 +10,11 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
 from denoiser.training.device import in_best_layout
 from pipelines import SamplingConfig, draw_samples, image_grid, load_pipeline, make_scheduler
-from pipelines.images import denoising_frames, save_gif, save_image, save_images
+from pipelines.images import check_picture_path, denoising_frames, save_gif, save_image, save_images
 
 
 def build_parser() -> Parser:
@@ -35,6 +36,12 @@ def main() -> None:
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     config = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
+    output = options.output or Path(options.pipeline).parent / "samples.png"
+    check_picture_path(output, ".png", ".jpg", ".webp")
+    if options.gif:
+        check_picture_path(options.gif, ".gif")
+    if options.columns is not None:
+        check_positive(columns=options.columns)
     pipeline = load_pipeline(options.pipeline).to(PartialState().device)
     pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
     in_best_layout(pipeline.unet)
@@ -46,7 +53,6 @@ def main() -> None:
         return {}
 
     images = draw_samples(pipeline, config, options.labels, callback_on_step_end=keep if options.gif else None)
-    output = options.output or Path(options.pipeline).parent / "samples.png"
     save_image(image_grid(images, options.columns), output)
     print(f"grid: {output}")
     if options.images_dir:

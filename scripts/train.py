@@ -28,16 +28,18 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raise `ValueError` if `accelerate launch` was asked for several processes and started one.
+    """Raise `ValueError` if the launcher was asked for more processes than work together.
 
-    It does so, silently, for CPUs without mpirun. It sets `MASTER_PORT` only if it was asked for several processes,
-    and `WORLD_SIZE` only if it starts them itself.
+    Without mpirun, `accelerate launch --cpu --num_processes 2` starts one and says nothing. The only trace is that it
+    sets `MASTER_PORT`, which it does for several processes only, without a `WORLD_SIZE`.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if launched and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    asked_of_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    alone = accelerator.num_processes == 1 and asked_of_accelerate and "WORLD_SIZE" not in os.environ
+    if alone or started > accelerator.num_processes:
         raise ValueError(
-            "accelerate launch was asked for several processes and started one; on CPUs use "
-            "--config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
+            f"the launcher was asked for several processes, and {accelerator.num_processes} is at work; on CPUs use "
+            "accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
         )
 
 

@@ -152,5 +152,5 @@ def _write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
 def _fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy())
+        digest.update(tensors[name].contiguous().numpy().data)
     return digest.hexdigest()

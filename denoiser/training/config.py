@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from denoiser.checks import check_positive
+from denoiser.checks import check_positive, check_seed
 from pipelines import SamplingConfig
 
 
@@ -80,6 +80,7 @@ class TrainingConfig:
             checkpoint_every=self.checkpoint_every,
             checkpoints_kept=self.checkpoints_kept,
         )
+        check_seed(self.seed)
         for name in ("max_minutes", "learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

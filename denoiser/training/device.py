@@ -4,7 +4,16 @@ import os
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
+
+
+def must_use_cpu() -> bool:
+    """Return whether there is no accelerator, or `ACCELERATE_USE_CPU` says to leave it alone.
+
+    Accelerate wants to be told: launched as several processes without a GPU, it would run each of them by itself.
+    """
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def multiplies_bf16_natively(device: torch.device) -> bool:

@@ -38,7 +38,7 @@ class Tracker:
     ) -> None:
         self.accelerator = accelerator
         self.metrics_path = run_dir / "metrics.jsonl"
-        self.mode = config.mode
+        self.mode: str = config.mode
         if accelerator.is_main_process:
             self._drop_metrics_after(first_step)
         if config.mode != "disabled":

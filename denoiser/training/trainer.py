@@ -27,12 +27,12 @@ from denoiser.training.checkpoint import (
     save_checkpoint,
 )
 from denoiser.training.config import RunConfig, architecture, resolved
-from denoiser.training.device import choose_mixed_precision, in_best_layout, use_all_cores
+from denoiser.training.device import choose_mixed_precision, in_best_layout, must_use_cpu, use_all_cores
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
 from denoiser.training.objective import denoising_loss
 from denoiser.training.tracking import Tracker
-from pipelines import DenoisingPipeline, draw_samples, image_grid, make_scheduler, save_image
+from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
 
 CONFIG_FILE = "config.yaml"
 
@@ -43,9 +43,10 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: If the device cannot train in the precision asked for.
     """
-    state = PartialState()
+    state = PartialState(cpu=must_use_cpu())
     use_all_cores(state)
     return Accelerator(
+        cpu=must_use_cpu(),
         mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),
         gradient_accumulation_steps=config.training.gradient_accumulation_steps,
         log_with=None if config.tracking.mode == "disabled" else "wandb",
@@ -81,6 +82,7 @@ class Trainer:
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
         self._check_images()
+        check_sampling(config.sampling, model, scheduler)
         self.run_dir = Path(config.output_dir)
         self.last_checkpoint = self._claim_run_dir(architecture(model))
 

@@ -19,10 +19,12 @@ def test_a_file_and_a_folder_come_whole_and_replace_what_was_there(tmp_path):
 def test_after_a_failure_the_old_one_stands_and_nothing_else(tmp_path, as_folder):
     with atomic_path(tmp_path / "file.txt") as temporary:
         temporary.write_text("old")
-    with pytest.raises(RuntimeError, match="full"), atomic_path(tmp_path / "file.txt") as temporary:
-        if as_folder:
-            temporary.mkdir()
-        else:
-            temporary.write_text("half")
-        raise RuntimeError("full")
+
+    def fail():
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.mkdir() if as_folder else temporary.write_text("half")
+            raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        fail()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -1,6 +1,9 @@
 import gzip
 import hashlib
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -17,12 +20,15 @@ FILES = [f"t10k-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
 
 @pytest.fixture
 def no_other_source(tmp_path, monkeypatch):
-    """Leave only the data root: no Debian package, and a mirror that is an empty local folder."""
+    """Leave only the data root: no Debian package, and a mirror on this machine that serves an empty folder."""
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "no_debian")
-    monkeypatch.setattr(FashionMNIST, "mirrors", [f"file://{mirror}/"])
-    return mirror
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=mirror)) as server:
+        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield mirror
+        server.shutdown()
 
 
 def source(name):
@@ -62,8 +68,9 @@ def test_images_are_resized_as_torchvision_resizes_pictures():
 
 
 def test_a_batch_is_in_minus_one_to_one(train_images):
+    everything, _ = train_images.batch(torch.arange(len(train_images)))
+    assert (everything.min(), everything.max()) == (-1, 1)
     images, labels = train_images.batch(torch.tensor([5, 0, 5]))
-    assert (images.min(), images.max()) == (-1, 1)
     assert images.dtype == torch.float32
     assert torch.equal(images[0], images[2])
     assert labels.tolist() == [train_images.labels[5], train_images.labels[0], train_images.labels[5]]

@@ -1,0 +1,29 @@
+import pytest
+import yaml
+
+from denoiser.training import RunConfig, TrackingConfig, Trainer, TrainingConfig, start_accelerator
+from pipelines import SamplingConfig
+from tests.conftest import tiny_unet
+
+
+@pytest.fixture
+def make_trainer(tmp_path, some_images, scheduler):
+    """Return a maker of trainers of a tiny network in float32, for ten steps unless told otherwise."""
+
+    def make(output_dir="run", model=None, resume=None, images=some_images, tracking="disabled", **options):
+        defaults = {"max_steps": 10, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 5}
+        config = RunConfig(
+            output_dir=str(tmp_path / output_dir),
+            training=TrainingConfig(**{**defaults, **options}),
+            sampling=SamplingConfig(num_images=4, steps=2),
+            tracking=TrackingConfig(mode=tracking),
+            resume=resume,
+        )
+        return Trainer(config, model or tiny_unet(), scheduler, start_accelerator(config), images)
+
+    return make
+
+
+@pytest.fixture
+def read_config():
+    return lambda trainer: yaml.safe_load((trainer.run_dir / "config.yaml").read_text())

@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from denoiser.training.device import choose_mixed_precision, multiplies_bf16_natively
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_bf16_just_where_the_processor_has_it():
+    flags = open("/proc/cpuinfo").read().split()  # noqa: PTH123, SIM115
+    native = "amx_bf16" in flags or "avx512_bf16" in flags
+    assert multiplies_bf16_natively(CPU) == native
+    assert choose_mixed_precision("auto", CPU) == ("bf16" if native else "no")
+
+
+@pytest.mark.parametrize("wanted", ["no", "bf16"])
+def test_what_is_asked_for_is_used(wanted):
+    assert choose_mixed_precision(wanted, CPU) == wanted
+
+
+def test_fp16_is_refused_on_a_cpu():
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        choose_mixed_precision("fp16", CPU)

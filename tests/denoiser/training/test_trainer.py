@@ -1,0 +1,227 @@
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from denoiser import UNet
+from denoiser.data import ImageSet
+from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
+from tests.conftest import tiny_basic_unet, tiny_unet
+
+
+def another_process():
+    """Forget Accelerate's state, as a new process would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def metrics(trainer):
+    return [json.loads(line) for line in (trainer.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(trainer):
+    return [*trainer.raw_model.state_dict().values(), *trainer.ema.shadow_params]
+
+
+def equal(one, other):
+    return all(torch.equal(ours, theirs) for ours, theirs in zip(weights(one), weights(other), strict=True))
+
+
+@pytest.mark.parametrize("make_model", [tiny_unet, tiny_basic_unet, lambda: tiny_unet(num_class_embeds=None)])
+def test_a_run_leaves_figures_grids_checkpoints_and_the_pipeline(make_trainer, make_model):
+    trainer = make_trainer(model=make_model(), sample_every=6, checkpoint_every=4, checkpoints_kept=2)
+    assert not trainer.finished
+    assert trainer.train() is None
+    assert trainer.finished
+    names = sorted(str(path.relative_to(trainer.run_dir)) for path in trainer.run_dir.glob("*/*"))
+    assert names == [
+        "checkpoints/step-00000008",
+        "checkpoints/step-00000010",
+        "pipeline/model_index.json",
+        "pipeline/scheduler",
+        "pipeline/unet",
+        "samples/step-00000006.png",
+        "samples/step-00000010.png",
+    ]
+    assert [line["step"] for line in metrics(trainer)] == [5, 10]
+    assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "loss_quarter_1"} <= set(metrics(trainer)[0])
+
+
+def test_the_saved_pipeline_draws_the_grid_that_the_run_left(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    pipeline = load_pipeline(trainer.pipeline_dir)
+    pipeline.scheduler = make_scheduler(trainer.config.sampling.scheduler, pipeline.scheduler.config)
+    grid = image_grid(draw_samples(pipeline, trainer.config.sampling))
+    assert grid.tobytes() == Image.open(trainer.grid_path).tobytes()
+    assert tuple(pipeline.config.class_names) == trainer.images.class_names
+
+
+def test_the_loss_on_real_images_falls(make_trainer):
+    trainer = make_trainer(max_steps=60, batch_size=64, log_every=20, model=UNet(num_class_embeds=10))
+    trainer.train()
+    losses = [line["loss"] for line in metrics(trainer)]
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_trainer):
+    one = make_trainer("one", seed=1)
+    one.train()
+    again = make_trainer("again", seed=1)
+    torch.rand(3)  # the global generator plays no part
+    again.train()
+    other = make_trainer("other", seed=2)
+    other.train()
+    assert equal(one, again)
+    assert not equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, precision):
+    whole = make_trainer("whole", mixed_precision=precision, checkpoint_every=4)
+    whole.train()
+    another_process()
+    first = make_trainer("parts", mixed_precision=precision, checkpoint_every=4)
+    first.budget.max_steps = 4  # cut short after the first checkpoint, with the schedule of all ten steps
+    progress = first.budget.progress
+    first.budget.progress = lambda step, accelerator: progress(step, accelerator) * 0.4 if step < 4 else 1.0
+    first.train()
+    another_process()
+    second = make_trainer("parts", mixed_precision=precision, checkpoint_every=4, resume="latest")
+    assert second.step == 4
+    second.train()
+    assert equal(whole, second)
+    assert [line["step"] for line in metrics(second)] == [4, 5, 10]
+
+
+def test_resuming_drops_the_figures_after_the_checkpoint(make_trainer):
+    first = make_trainer(log_every=2, checkpoint_every=4, checkpoints_kept=9)
+    first.train()
+    (first.run_dir / "checkpoints" / "step-00000010" / "state.json").unlink()  # as if killed before it was whole
+    second = make_trainer(log_every=2, checkpoint_every=4, resume="latest")
+    assert second.step == 8
+    second.train()
+    assert [line["step"] for line in metrics(second)] == [2, 4, 6, 8, 10]
+
+
+def test_a_finished_run_is_finished_and_a_fresh_one_starts(make_trainer):
+    fresh = make_trainer(resume="latest")
+    assert (fresh.step, fresh.finished) == (0, False)
+    fresh.train()
+    assert make_trainer(resume="latest").finished
+
+
+def test_accumulated_passes_take_the_step_of_one_large_batch(make_trainer):
+    large = make_trainer("large", batch_size=16)
+    large.train()
+    another_process()
+    small = make_trainer("small", batch_size=4, gradient_accumulation_steps=4)
+    small.train()
+    for ours, theirs in zip(large.raw_model.parameters(), small.raw_model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert [line["loss"] for line in metrics(large)] == pytest.approx([line["loss"] for line in metrics(small)], 1e-3)
+
+
+def test_the_rate_warms_up_and_reaches_its_end_under_accumulation(make_trainer):
+    trainer = make_trainer(log_every=1, batch_size=2, gradient_accumulation_steps=3, learning_rate=1e-3)
+    trainer.train()
+    rates = [line["learning_rate"] for line in metrics(trainer)]
+    assert len(rates) == 10
+    assert rates[0] == pytest.approx(0.5e-3)
+    assert rates[-1] == pytest.approx(1e-3 * 0.0245, rel=0.01)  # (1 + cos(0.9 pi)) / 2
+
+
+def test_a_budget_in_minutes_ends_the_run(make_trainer):
+    trainer = make_trainer(max_steps=None, max_minutes=0.05)
+    trainer.train()
+    assert trainer.budget.seconds >= 3
+    assert trainer.step > 5
+    assert metrics(trainer)[-1]["learning_rate"] < 0.02 * trainer.training.learning_rate
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_other_prediction_types_train_too(make_trainer, scheduler, prediction_type):
+    scheduler.register_to_config(prediction_type=prediction_type)
+    trainer = make_trainer(max_steps=40, log_every=20, batch_size=32)
+    trainer.train()
+    assert metrics(trainer)[-1]["loss"] < metrics(trainer)[0]["loss"]
+    saved = load_pipeline(trainer.pipeline_dir)
+    assert saved.scheduler.config.prediction_type == prediction_type
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(make_trainer):
+    plain, saving = make_trainer("plain"), make_trainer("saving", gradient_checkpointing=True)
+    for trainer in (plain, saving):
+        trainer.train()
+    for ours, theirs in zip(weights(plain), weights(saving), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_good_checkpoint(make_trainer):
+    trainer = make_trainer(learning_rate=1e30, warmup_steps=1, checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match=r"not finite at step (\d+).*checkpoints/step-0+\d.*learning_rate"):
+        trainer.train()
+    assert not trainer.pipeline_dir.exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    before = {path: path.stat().st_mtime_ns for path in trainer.run_dir.rglob("*")}
+    with pytest.raises(FileExistsError, match="holds a run already.*--resume latest"):
+        make_trainer()
+    assert before == {path: path.stat().st_mtime_ns for path in trainer.run_dir.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("model", "difference"),
+    [
+        (lambda: tiny_unet(block_out_channels=(32, 32)), r"block_out_channels \[16, 32\], not \[32, 32\]"),
+        (tiny_basic_unet, "denoiser.unet.UNet, not denoiser.basic_unet.BasicUNet"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(make_trainer, model, difference):
+    make_trainer().train()
+    with pytest.raises(ValueError, match=f"another architecture: {difference}"):
+        make_trainer(model=model(), resume="latest")
+
+
+def test_a_path_that_is_no_checkpoint_is_refused(make_trainer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
+        make_trainer(resume=str(tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_do_not_fit_the_model_are_refused(make_trainer, some_images, tmp_path):
+    for model in (tiny_unet(sample_size=32), tiny_unet(in_channels=3), tiny_unet(num_class_embeds=7)):
+        with pytest.raises(ValueError, match=r"the model (wants|has num_class_embeds 7)"):
+            make_trainer(model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_config_that_a_run_leaves_says_everything(make_trainer, read_config):
+    trainer = make_trainer(learning_rate=5e-4)
+    trainer.train()
+    saved = read_config(trainer)
+    assert saved["training"]["learning_rate"] == 5e-4
+    assert saved["model"]["class_path"] == "denoiser.unet.UNet"
+    assert UNet(**saved["model"]["init_args"]).num_parameters() == trainer.raw_model.num_parameters()
+    assert saved["scheduler"]["num_train_timesteps"] == 1000
+
+
+def test_only_images_of_the_set_it_is_given_are_seen(make_trainer, some_images):
+    seen = []
+
+    class Recording(ImageSet):
+        def to(self, device):
+            return self
+
+        def batch(self, indices):
+            seen.append(indices)
+            return super().batch(indices)
+
+    make_trainer(images=Recording(some_images.images, some_images.labels, some_images.class_names)).train()
+    assert 0 <= torch.cat(seen).min() <= torch.cat(seen).max() < len(some_images)
+    assert len(torch.cat(seen).unique()) == 160  # ten steps of 16, and none twice within an epoch

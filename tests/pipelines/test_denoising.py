@@ -1,0 +1,206 @@
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+
+from denoiser.data import CLASS_NAMES
+from denoiser.randomness import SAMPLING, seeded_generator
+from pipelines import SCHEDULERS, DenoisingPipeline, load_pipeline, make_scheduler
+from tests.conftest import tiny_basic_unet, tiny_unet
+
+
+def make_pipeline(unet=None, scheduler="ddim", **scheduler_options):
+    """Return a pipeline with a named sampler, its progress bar off."""
+    unet = unet or tiny_unet()
+    names = CLASS_NAMES if unet.config.get("num_class_embeds") else None
+    pipeline = DenoisingPipeline(unet, make_scheduler(scheduler, DDPMScheduler(**scheduler_options).config), names)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def draw(pipeline, **options):
+    defaults = {"batch_size": 3, "num_inference_steps": 4, "seed": 0, "output_type": "pt"}
+    return pipeline(**{**defaults, **options}).images
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("make_unet", [tiny_unet, tiny_basic_unet])
+def test_every_sampler_draws_images_of_the_right_shape_and_range(name, make_unet):
+    images = draw(make_pipeline(make_unet(), name), num_inference_steps=5)
+    assert images.shape == (3, 1, 16, 16)
+    assert 0 <= images.min() < images.max() <= 1
+    assert not torch.equal(images[0], images[1])
+
+
+# Those that need no package beyond diffusers: the others are stand-ins that name what they lack.
+AVAILABLE = [
+    entry.name for entry in KarrasDiffusionSchedulers if not hasattr(getattr(diffusers, entry.name), "_backends")
+]
+
+
+@pytest.mark.parametrize("name", [*AVAILABLE, "LCMScheduler", "TCDScheduler"])
+def test_diffusers_other_schedulers_work_too(name):
+    pipeline = make_pipeline()
+    pipeline.scheduler = getattr(diffusers, name).from_config(DDPMScheduler().config)
+    assert draw(pipeline, num_inference_steps=5).isfinite().all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_it_draws_what_diffusers_stock_pipeline_draws(prediction_type):
+    unet, scheduler = tiny_unet(num_class_embeds=None), DDPMScheduler(prediction_type=prediction_type)
+    stock, ours = DDPMPipeline(unet, scheduler), DenoisingPipeline(unet, scheduler)
+    results = []
+    for pipeline in (stock, ours):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(3)
+        results.append(pipeline(4, generator=generator, num_inference_steps=10, output_type="np").images)
+    np.testing.assert_allclose(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "sde-dpmsolver++", "euler-ancestral"])
+def test_an_image_is_a_function_of_the_seed_and_its_index(name):
+    pipeline = make_pipeline(scheduler=name)
+    three = draw(pipeline, class_labels=[1, 2, 3])
+    torch.testing.assert_close(draw(pipeline, batch_size=2, class_labels=[1, 2]), three[:2], atol=1e-4, rtol=0)
+    alone = draw(pipeline, batch_size=1, class_labels=[3], seed=None, generator=[seeded_generator(SAMPLING, 0, 2)])
+    torch.testing.assert_close(alone, three[2:], atol=1e-4, rtol=0)
+    assert torch.equal(draw(pipeline, class_labels=[1, 2, 3]), three)
+    assert not torch.allclose(draw(pipeline, class_labels=[1, 2, 3], seed=1), three)
+
+
+def test_a_saved_pipeline_reloads_to_the_same_pixels(tmp_path):
+    pipeline = make_pipeline()
+    pipeline.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["unet"] == ["denoiser.unet", "UNet"]
+    reloaded = load_pipeline(tmp_path)
+    assert torch.equal(draw(reloaded, class_labels="bag"), draw(pipeline, class_labels="bag"))
+
+
+def test_a_saved_unconditional_pipeline_opens_in_diffusers_stock_pipeline(tmp_path):
+    DenoisingPipeline(tiny_unet(num_class_embeds=None), DDPMScheduler()).save_pretrained(tmp_path)
+    stock = DDPMPipeline.from_pretrained(tmp_path)
+    stock.set_progress_bar_config(disable=True)
+    assert len(stock(batch_size=2, num_inference_steps=2).images) == 2
+
+
+def test_diffusers_own_network_runs_in_it():
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    assert draw(make_pipeline(unet)).shape == (3, 1, 8, 8)
+
+
+def test_output_types_hold_the_same_images():
+    pipeline = make_pipeline()
+    tensor, array, pictures = (draw(pipeline, output_type=kind) for kind in ("pt", "np", "pil"))
+    assert array.shape == (3, 16, 16, 1)
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    assert [picture.mode for picture in pictures] == ["L"] * 3
+    np.testing.assert_array_equal(np.asarray(pictures[1]), (array[1, :, :, 0] * 255).round())
+    (as_tuple,) = pipeline(3, num_inference_steps=4, seed=0, output_type="pt", return_dict=False)
+    assert torch.equal(as_tuple, tensor)
+
+
+def test_labels_go_by_index_or_by_name_and_one_stands_for_all():
+    pipeline = make_pipeline()
+    expected = draw(pipeline, class_labels=[7, 7, 7])
+    for labels in (7, "sneaker", "Sneaker", "7", ["sneaker", 7, "SNEAKER"], torch.tensor([7, 7, 7])):
+        assert torch.equal(draw(pipeline, class_labels=labels), expected)
+    assert len(draw(pipeline, batch_size=None, class_labels=["bag", "dress"])) == 2
+    assert not torch.allclose(draw(pipeline, class_labels="bag"), expected)
+
+
+def calls(pipeline):
+    """Return a list that gets the batch size of every network call."""
+    sizes = []
+    pipeline.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_guidance_costs_one_call_of_twice_the_batch_and_scale_one_a_single_one():
+    pipeline = make_pipeline()
+    sizes = calls(pipeline)
+    draw(pipeline, class_labels=3)
+    assert sizes == [3] * 4
+    sizes.clear()
+    draw(pipeline, class_labels=3, guidance_scale=2.5)
+    assert sizes == [6] * 4
+
+
+def test_guidance_goes_from_the_unconditional_prediction_past_the_conditional_one(noise):
+    pipeline = make_pipeline()
+    labels = torch.tensor([0, 1, 2, 3])
+    conditional = pipeline.unet(noise, 500, class_labels=labels).sample
+    unconditional = pipeline.unet(noise, 500).sample
+    guided = pipeline._predict(noise, torch.tensor(500), labels, 3.0)
+    torch.testing.assert_close(guided, unconditional + 3 * (conditional - unconditional))
+
+
+def test_the_callback_sees_every_step_and_can_change_the_images():
+    pipeline, seen = make_pipeline(), []
+
+    def watch(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep), tensors["sample"].shape))
+        return {"sample": torch.zeros_like(tensors["sample"])} if step == 3 else {}
+
+    images = draw(pipeline, callback_on_step_end=watch)
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    assert [timestep for _, timestep, _ in seen] == pipeline.scheduler.timesteps.tolist()
+    assert seen[0][2] == (3, 1, 16, 16)
+    assert (images == 0.5).all()
+
+
+def test_the_progress_bar_is_diffusers_own(capsys):
+    pipeline = make_pipeline()
+    pipeline.set_progress_bar_config(disable=False)
+    draw(pipeline)
+    assert "4/4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"num_inference_steps": 0}, "0 inference steps.*takes 1 to 1000"),
+        ({"num_inference_steps": 1001}, "1001 inference steps"),
+        ({"class_labels": 10}, "class label 10 is out of range; the labels are 0 to 9"),
+        ({"class_labels": -1}, "out of range"),
+        ({"class_labels": "sneeker"}, "unknown class 'sneeker' .did you mean 'sneaker'"),
+        ({"class_labels": [1, 2]}, "2 class labels for 3 images"),
+        ({"guidance_scale": 2.0}, "guidance_scale is 2.0 without class labels"),
+        ({"generator": torch.Generator()}, "seed and generator"),
+        ({"output_type": "jpg"}, "'jpg'; it is one of pil, np, pt"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        draw(make_pipeline(), **options)
+
+
+def test_labels_for_an_unconditional_network_are_refused():
+    with pytest.raises(ValueError, match="unconditional"):
+        draw(make_pipeline(tiny_basic_unet()), class_labels=3)
+
+
+def test_an_unknown_sampler_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'dpmsolver'.*did you mean 'dpmsolver\+\+'.*known: ddpm, ddim"):
+        make_scheduler("dpmsolver", DDPMScheduler().config)
+
+
+def test_what_is_not_a_saved_pipeline_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is not a saved pipeline: it has no model_index\.json"):
+        load_pipeline(tmp_path)
+    make_pipeline().save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_pipeline(tmp_path / "saved")

@@ -1,0 +1,161 @@
+"""Everything that a user can get wrong ends in one line, exit status 2 and nothing half-written."""
+
+import shutil
+import sys
+
+import pytest
+from diffusers import DDPMScheduler
+from torchvision.datasets import FashionMNIST
+
+from denoiser.cli import run
+from denoiser.data import CLASS_NAMES, fashion_mnist
+from pipelines import DenoisingPipeline
+from scripts import sample, train
+from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
+
+
+@pytest.fixture
+def error_of(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder. Returns its one line of error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run(script.main)
+        assert ended.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith(f"{sys.argv[0]}: error: ")
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def train_error(error_of):
+    base = ("--config", ROOT / "configs" / "smoke.yaml", "--data.root", DATA_ROOT, "--tracking.mode", "disabled")
+    return lambda *arguments: error_of(train, *base, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--training.batchsize 3", "unknown option 'training.batchsize' (did you mean 'training.batch_size'?)"),
+        ("--outputdir x", "unknown option 'outputdir' (did you mean 'output_dir'?)"),
+        ("--model.block_channels [16]", "unknown option 'block_channels' (did you mean 'block_out_channels'?)"),
+        ("--scheduler.prediction v", "unknown option 'scheduler.prediction'"),
+        ("--training.batch_size many", "training.batch_size: expected int, got many"),
+        ("--training.learning_rate fast", "training.learning_rate: expected float, got fast"),
+        ("--training.mixed_precision fp12", "expected 'auto', 'no', 'bf16', 'fp16', got fp12"),
+        ("--model.sample_size 16.5", "sample_size: expected int or tuple, got 16.5"),
+        ("--model denoiser.Unet", "module 'denoiser' has no attribute 'Unet'"),
+        ("--model os.system", "does not correspond to a subclass of ModelMixin"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+        ("--model.sample_size 17", "image height 17 is not divisible by 2 (patch_size * 2^(levels - 1)); use 16 or 18"),
+        ("--model.block_out_channels [16,40]", "block_out_channels 40 is not divisible by 16 (norm_group_size)"),
+        ("--model.in_channels 0", "in_channels is 0"),
+        ("--model.in_channels 3", "the model wants (3, 16, 16)"),
+        ("--model.num_class_embeds 7", "the model has num_class_embeds 7, the images have 10"),
+        ("--training.batch_size 0", "batch_size is 0"),
+        ("--training.max_steps -1", "max_steps is -1"),
+        ("--training.max_steps null", "give training.max_steps or training.max_minutes"),
+        ("--training.learning_rate -1", "learning_rate is -1"),
+        ("--training.label_dropout 2", "label_dropout is 2"),
+        ("--training.mixed_precision fp16", "fp16 needs a GPU"),
+        ("--training.seed -1", "seed is -1"),
+        ("--sampling.num_images 0", "num_images is 0"),
+        ("--sampling.scheduler ddpn", "unknown scheduler 'ddpn' (did you mean 'ddpm'?)"),
+        ("--sampling.steps 2000", "2000 inference steps were asked for; the scheduler takes 1 to 1000"),
+        ("--model denoiser.BasicUNet --sampling.guidance_scale 2", "the network has no classes"),
+        ("--scheduler.prediction_type score", "score"),
+        ("--output_dir /proc/run", "/proc/run"),
+        ("--resume nowhere", "nowhere is not a checkpoint"),
+    ],
+)
+def test_training(train_error, tmp_path, arguments, message):
+    assert message in train_error(*arguments.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_that_diverges(train_error):
+    message = train_error("--training.learning_rate", "1e30", "--training.warmup_steps", "1")
+    assert "the loss is not finite at step 2; last good checkpoint: none yet" in message
+
+
+def test_a_config_with_an_unknown_key(train_error, tmp_path):
+    (tmp_path / "config.yaml").write_text("training:\n  learning_rat: 0.1\n")
+    message = train_error("--config", tmp_path / "config.yaml")
+    assert "unknown option 'learning_rat' (did you mean 'learning_rate'?)" in message
+
+
+def test_a_config_that_is_not_yaml(train_error, tmp_path):
+    (tmp_path / "config.yaml").write_text("training: [")
+    assert "config" in train_error("--config", tmp_path / "config.yaml")
+
+
+def test_a_run_folder_that_holds_another_run(train_error, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("someone else's\n")
+    assert "holds a run already" in train_error("--output_dir", tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "someone else's\n"
+
+
+def test_a_run_folder_that_cannot_be_made(train_error, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in train_error("--output_dir", tmp_path / "file" / "run")
+
+
+def test_data_that_is_nowhere_or_corrupt(error_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
+    monkeypatch.setattr(FashionMNIST, "mirrors", [])
+    base = ("--config", ROOT / "configs" / "smoke.yaml", "--output_dir", tmp_path / "run", "--data.root", tmp_path)
+    name = "train-images-idx3-ubyte"
+    assert f"{name} (SHA-256 {fashion_mnist.SHA256[name]}) was not found" in error_of(train, *base)
+    (tmp_path / name).write_bytes(b"not the images")
+    message = error_of(train, *base)
+    assert f"{name} is corrupt" in message
+    assert fashion_mnist.SHA256[name] in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory):
+    """A folder with a class-conditional pipeline, an unconditional one and a damaged one."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES).save_pretrained(folder / "classes")
+    DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()).save_pretrained(folder / "plain")
+    shutil.copytree(folder / "classes", folder / "damaged")
+    (folder / "damaged" / "unet" / "config.json").write_text('{"_class_name": "UNet", "sample_size": 18}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "message"),
+    [
+        ("nowhere", "", "nowhere is not a saved pipeline"),
+        ("damaged", "", "damaged cannot be loaded as a pipeline"),
+        ("classes", "--scheduler dpm", "unknown scheduler 'dpm'"),
+        ("classes", "--num_images 0", "num_images is 0"),
+        ("classes", "--steps 0", "steps is 0"),
+        ("classes", "--steps 1001", "1001"),
+        ("classes", "--batch_size -5", "batch_size is -5"),
+        ("classes", "--seed -1", "seed is -1"),
+        ("classes", "--columns 0", "columns is 0"),
+        ("classes", "--labels [10]", "class label 10 is out of range; the labels are 0 to 9"),
+        ("classes", "--labels [sneeker]", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
+        ("classes", "--labels []", "labels is empty"),
+        ("plain", "--labels [3]", "unconditional network"),
+        ("plain", "--guidance_scale 2", "guidance_scale is 2.0 and the network has no classes"),
+        ("classes", "--output /proc/grid.png", "/proc"),
+        ("classes", "--output grid.xyz", ".xyz"),
+        ("classes", "--gif film.mp4", "film.mp4"),
+        ("classes", "--colums 3", "unknown option 'colums' (did you mean 'columns'?)"),
+    ],
+)
+def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
+    before = sorted(pipelines.rglob("*"))
+    given = ["--pipeline", pipelines / pipeline, "--num_images", "2", "--steps", "2"]
+    assert message in error_of(sample, *given, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(pipelines.rglob("*")) == before

@@ -1,0 +1,153 @@
+"""The commands as a user types them: in their own process, on the real data."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import DATA_ROOT, ROOT
+
+SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
+
+
+def command(*arguments, **environment):
+    """Run a command from the project's folder. Returns how it ended."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory):
+    """A run of the smoke config through `accelerate launch`, tracked offline, and what it printed."""
+    home = tmp_path_factory.mktemp("home")
+    run_dir = home / "run"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/one_cpu.yaml"]
+    ended = command(*launch, *SMOKE, "--output_dir", str(run_dir), HOME=str(home), NETRC=str(home / "netrc"))
+    assert ended.returncode == 0, ended.stderr
+    return run_dir, ended.stdout
+
+
+def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
+    run_dir, output = smoke_run
+    for part in (
+        "1 process(es), cpu",
+        f"run folder:   {run_dir}\n",
+        f"pipeline:     {run_dir / 'pipeline'}\n",
+        f"sample grid:  {run_dir / 'samples' / 'step-00000020.png'}\n",
+        f"to upload: wandb sync {run_dir / 'wandb' / 'offline-run-'}",
+        f"next: python scripts/sample.py --pipeline {run_dir / 'pipeline'}",
+    ):
+        assert part in output
+    figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in figures] == [5, 10, 15, 20]
+    assert figures[-1]["loss"] < figures[0]["loss"]
+
+
+def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):
+    run_dir, output = smoke_run
+    typed = output.splitlines()[-1].removeprefix("next: python ").split()
+    options = ["--num_images", "20", "--steps", "4", "--output", str(tmp_path / "grid.png")]
+    ended = command(*typed, *options)
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "grid.png") as ours, Image.open(run_dir / "samples" / "step-00000020.png") as theirs:
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_sampling_with_every_option(smoke_run, tmp_path):
+    run_dir, _ = smoke_run
+    ended = command(
+        *["scripts/sample.py", "--pipeline", str(run_dir / "pipeline"), "--num_images", "5", "--batch_size", "2"],
+        *["--steps", "3", "--scheduler", "unipc", "--labels", "[sneaker, 8]", "--guidance_scale", "2", "--seed", "7"],
+        *["--columns", "5", "--output", str(tmp_path / "grid.png"), "--gif", str(tmp_path / "film.gif")],
+        *["--images_dir", str(tmp_path / "images")],
+    )
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "film.gif") as film:
+        assert grid.size == film.size == (5 * 66 + 2, 66 + 2)
+        assert film.n_frames == 3
+    assert len(list((tmp_path / "images").glob("*.png"))) == 5
+
+
+def test_the_config_of_a_run_runs_again(smoke_run, tmp_path):
+    run_dir, _ = smoke_run
+    again = tmp_path / "again"
+    ended = command(
+        *["scripts/train.py", "--config", str(run_dir / "config.yaml"), "--output_dir", str(again)],
+        *["--tracking.mode", "disabled"],
+    )
+    assert ended.returncode == 0, ended.stderr
+    name = "checkpoints/step-00000020/ema.safetensors"
+    assert (again / name).read_bytes() == (run_dir / name).read_bytes()
+    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (again, run_dir))
+    assert {**ours, "output_dir": None, "tracking": None} == {**theirs, "output_dir": None, "tracking": None}
+
+
+def test_a_finished_run_says_that_it_is(smoke_run):
+    run_dir, _ = smoke_run
+    ended = command(*SMOKE, "--output_dir", str(run_dir), "--resume", "latest", "--tracking.mode", "disabled")
+    assert ended.returncode == 0
+    assert "is finished" in ended.stdout
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist.yaml", "basic_unet.yaml"])
+def test_the_other_configs_start(name, tmp_path):
+    ended = command(
+        *[
+            "scripts/train.py",
+            "--config",
+            f"configs/{name}",
+            "--data.root",
+            str(DATA_ROOT),
+            "--training.max_steps",
+            "2",
+        ],
+        *["--output_dir", str(tmp_path / "run"), "--tracking.mode", "disabled", "--sampling.steps", "2"],
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
+
+
+def test_the_config_is_printed_with_every_key():
+    ended = command("scripts/train.py", "--config", "configs/fashion_mnist.yaml", "--print_config")
+    assert ended.returncode == 0
+    printed = yaml.safe_load(ended.stdout)
+    assert printed["training"]["max_minutes"] == 5
+    assert printed["model"]["init_args"]["block_out_channels"] == [32, 64, 96]
+
+
+def test_two_processes_take_the_steps_that_one_would(tmp_path):
+    options = ["--tracking.mode", "disabled", "--training.mixed_precision", "no", "--training.log_every", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
+    two = command(*launch, *SMOKE, *options, "--training.batch_size", "16", "--output_dir", str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    assert "2 process(es)" in two.stdout
+    one = command(*SMOKE, *options, "--training.batch_size", "32", "--output_dir", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    figures = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    ]
+    assert len(figures[0]) == len(figures[1]) == 20
+    for ours, theirs in zip(*figures, strict=True):
+        assert ours["learning_rate"] == theirs["learning_rate"]
+        for name in ("loss", "loss_quarter_1", "loss_quarter_4", "gradient_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("launch", [["--cpu", "--num_processes", "2"]])
+def test_a_launcher_that_starts_fewer_processes_than_asked_is_told_on(launch, tmp_path):
+    ended = command("-m", "accelerate.commands.launch", *launch, *SMOKE, "--output_dir", str(tmp_path / "run"))
+    assert ended.returncode != 0
+    assert "the launcher was asked for several processes, and 1 is at work" in ended.stderr
+    assert not (tmp_path / "run").exists()
