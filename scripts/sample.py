@@ -23,7 +23,9 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument("--pipeline", type=str, required=True, help="folder of a saved pipeline")
     parser.add_class_arguments(SamplingConfig)
-    parser.add_argument("--labels", type=list[int | str] | None, help="classes by index or name: '[sneaker, 8]'")
+    parser.add_argument(
+        "--labels", type=str | None, help="classes by index or name, comma between: sneaker,8 (default: all of them)"
+    )
     parser.add_argument("--output", type=str | None, help="PNG of the grid (default: samples.png beside the pipeline)")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG an image")
@@ -46,13 +48,14 @@ def main() -> None:
     pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
     in_best_layout(pipeline.unet)
 
+    labels = [label.strip() for label in options.labels.split(",")] if options.labels is not None else None
     steps: dict[int, list[Tensor]] = defaultdict(list)
 
     def keep(_: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         steps[step].append(tensors["sample"].cpu())
         return {}
 
-    images = draw_samples(pipeline, config, options.labels, callback_on_step_end=keep if options.gif else None)
+    images = draw_samples(pipeline, config, labels, callback_on_step_end=keep if options.gif else None)
     save_image(image_grid(images, options.columns), output)
     print(f"grid: {output}")
     if options.images_dir:

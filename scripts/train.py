@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -43,6 +44,12 @@ def check_launch(accelerator: Accelerator) -> None:
         )
 
 
+def python() -> str:
+    """Return what to type for this Python: its path from here if it is below, as a virtual environment's is."""
+    executable = Path(sys.executable)
+    return str(executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else executable)
+
+
 def main() -> None:
     """Train, and say what was made and what to type next."""
     config, model, scheduler = parse(sys.argv[1:])
@@ -64,7 +71,7 @@ def main() -> None:
     accelerator.print(f"sample grid:  {trainer.grid_path}")
     if sync_command:
         accelerator.print(f"logged offline; to upload: {sync_command}")
-    accelerator.print(f"next: python scripts/sample.py --pipeline {trainer.pipeline_dir}")
+    accelerator.print(f"next: {python()} scripts/sample.py --pipeline {trainer.pipeline_dir}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,11 @@ class Progress:
     seconds: float = 0.0
 
 
+def checkpoint_name(step: int) -> str:
+    """Return the name of the checkpoint after `step` optimizer steps."""
+    return f"{PREFIX}{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / STATE_FILE).is_file())
@@ -52,7 +57,7 @@ def save_checkpoint(
 
     The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors.
     """
-    path = folder / f"{PREFIX}{progress.step:08d}"
+    path = folder / checkpoint_name(progress.step)
     temporary = folder / f".{path.name}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)

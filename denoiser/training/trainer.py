@@ -1,5 +1,6 @@
 """The training loop: the loop decides when, the step says what."""
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from denoiser.training.budget import Budget, learning_rate
 from denoiser.training.checkpoint import (
     Progress,
     check_architecture,
+    checkpoint_name,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -109,8 +111,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up."""
-        return self.budget.progress(self.step, self.accelerator) >= 1
+        """Whether the budget is used up and the pipeline saved."""
+        return self.budget.progress(self.step, self.accelerator) >= 1 and self.pipeline_dir.exists()
 
     @property
     def pipeline_dir(self) -> Path:
@@ -171,9 +173,10 @@ class Trainer:
         window.steps += 1
         self.step += 1
 
-        bar.n = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)
         speed = len(draws.indices) * window.steps / window.seconds["step"]
-        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s")
+        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+        done = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)
+        bar.update(done - bar.n)
         if self.step % training.log_every == 0:
             tracker.log(self._figures(), self.step)
             self.window = self._new_window()
@@ -231,7 +234,8 @@ class Trainer:
         """Save what the run leaves behind: the last figures, checkpoint, grid and pipeline."""
         if self.window.steps:
             tracker.log(self._figures(), self.step)
-        self._show_samples(tracker)
+        if not self.grid_path.exists():
+            self._show_samples(tracker)
         self._save_checkpoint()
         if self.accelerator.is_main_process:
             with atomic_path(self.pipeline_dir) as temporary:
@@ -250,9 +254,12 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
+        folder = self.run_dir / "checkpoints"
+        if self.last_checkpoint == folder / checkpoint_name(self.step):
+            return  # the run ended on its last checkpoint, or lacks but its pipeline
         self.last_checkpoint = save_checkpoint(
             self.accelerator,
-            self.run_dir / "checkpoints",
+            folder,
             Progress(self.step, self.budget.seconds),
             self.ema,
             architecture(self.raw_model),
@@ -274,8 +281,11 @@ class Trainer:
         checkpoint = find_checkpoint(resume, run_dir / "checkpoints") if resume else None
         if checkpoint is not None:
             check_architecture(checkpoint, wanted)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=run_dir).close()  # better to learn now than after an hour that it can't be written
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=run_dir).close()  # better to learn it now than after an hour
+        except OSError as error:
+            raise OSError(f"output_dir {run_dir} cannot be written ({error.strerror}); give another") from error
         return checkpoint
 
     def _new_window(self) -> Window:
@@ -288,5 +298,5 @@ class Trainer:
             initial=self.budget.seconds if by_clock else self.step,
             bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left{postfix}",
             disable=not self.accelerator.is_main_process,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file wants fewer lines
         )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -46,7 +47,7 @@ def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
         f"pipeline:     {run_dir / 'pipeline'}\n",
         f"sample grid:  {run_dir / 'samples' / 'step-00000020.png'}\n",
         f"to upload: wandb sync {run_dir / 'wandb' / 'offline-run-'}",
-        f"next: python scripts/sample.py --pipeline {run_dir / 'pipeline'}",
+        f"scripts/sample.py --pipeline {run_dir / 'pipeline'}",
     ):
         assert part in output
     figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -56,7 +57,8 @@ def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
 
 def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):
     run_dir, output = smoke_run
-    typed = output.splitlines()[-1].removeprefix("next: python ").split()
+    python, *typed = output.splitlines()[-1].removeprefix("next: ").split()
+    assert Path(ROOT, python) == Path(sys.executable)
     options = ["--num_images", "20", "--steps", "4", "--output", str(tmp_path / "grid.png")]
     ended = command(*typed, *options)
     assert ended.returncode == 0, ended.stderr
@@ -68,7 +70,7 @@ def test_sampling_with_every_option(smoke_run, tmp_path):
     run_dir, _ = smoke_run
     ended = command(
         *["scripts/sample.py", "--pipeline", str(run_dir / "pipeline"), "--num_images", "5", "--batch_size", "2"],
-        *["--steps", "3", "--scheduler", "unipc", "--labels", "[sneaker, 8]", "--guidance_scale", "2", "--seed", "7"],
+        *["--steps", "3", "--scheduler", "unipc", "--labels", "sneaker,8", "--guidance_scale", "2", "--seed", "7"],
         *["--columns", "5", "--output", str(tmp_path / "grid.png"), "--gif", str(tmp_path / "film.gif")],
         *["--images_dir", str(tmp_path / "images")],
     )

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -113,12 +114,28 @@ def test_a_finished_run_is_finished_and_a_fresh_one_starts(make_trainer):
     assert make_trainer(resume="latest").finished
 
 
+def test_a_run_that_was_killed_before_its_pipeline_was_saved_saves_it_when_resumed(make_trainer):
+    first = make_trainer()
+    first.train()
+    grid = first.grid_path.read_bytes()
+    shutil.rmtree(first.pipeline_dir)
+    second = make_trainer(resume="latest")
+    assert (second.step, second.finished) == (10, False)
+    second.train()
+    assert second.finished
+    assert equal(first, second)
+    assert (second.pipeline_dir / "model_index.json").is_file()
+    assert second.grid_path.read_bytes() == grid
+    assert [line["step"] for line in metrics(second)] == [5, 10]
+
+
 def test_accumulated_passes_take_the_step_of_one_large_batch(make_trainer):
     large = make_trainer("large", batch_size=16)
     large.train()
     another_process()
     small = make_trainer("small", batch_size=4, gradient_accumulation_steps=4)
     small.train()
+    assert small.ema.optimization_step == 10  # once an optimizer step, not once a pass
     for ours, theirs in zip(large.raw_model.parameters(), small.raw_model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert [line["loss"] for line in metrics(large)] == pytest.approx([line["loss"] for line in metrics(small)], 1e-3)
