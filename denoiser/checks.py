@@ -8,8 +8,8 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a size that may be one number for both."""
     if isinstance(size, int):
         return size, size
-    if len(size) != 2:
-        raise ValueError(f"size {list(size)} has {len(size)} numbers; give one, or a height and a width")
+    if not isinstance(size, Sequence) or len(size) != 2:
+        raise ValueError(f"size is {size}; give one number, or a height and a width")
     return size[0], size[1]
 
 

@@ -33,6 +33,13 @@ class Parser(ArgumentParser):
         """Print one line and exit with status 2."""
         fail(self._one_line(message))
 
+    def instantiate(self, *args: Any, **kwargs: Any) -> Any:
+        """Build what was parsed, as jsonargparse does, with errors of one line."""
+        try:
+            return super().instantiate(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise ValueError(self._one_line(str(error))) from error
+
     def _one_line(self, message: str) -> str:
         if unknown := _UNKNOWN_OPTION.search(message):
             option = next(group for group in unknown.groups() if group)
@@ -44,7 +51,7 @@ class Parser(ArgumentParser):
             return f"{key}: expected {' or '.join(types)}" + (f", got {given[1]}" if given else "")
         lines = [line.strip(" -") for line in message.splitlines()]
         rest = " ".join(line for line in lines if line and not line.startswith(_AROUND))
-        return f"{key}: {rest}" if key and rest else message
+        return (f"{key}: " if key else "") + (rest or message)
 
     def _options(self) -> Iterator[str]:
         for action in self._actions:

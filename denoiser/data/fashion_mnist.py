@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import logging
+import shutil
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -109,16 +110,17 @@ def _find(root: Path, name: str) -> Path | None:
 
 def _download(root: Path, name: str) -> Path:
     file_name = f"{name}.gz"
-    folder = root / "FashionMNIST" / "raw"
-    folder.mkdir(parents=True, exist_ok=True)
+    path = root / "FashionMNIST" / "raw" / file_name
     for mirror in FashionMNIST.mirrors:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        with tempfile.TemporaryDirectory() as folder:
             try:
-                download_url(f"{mirror}{file_name}", temporary, md5=dict(FashionMNIST.resources)[file_name])
+                download_url(f"{mirror}{file_name}", folder, md5=dict(FashionMNIST.resources)[file_name])
             except (OSError, RuntimeError) as error:  # no network, or not the file that was asked for
                 logger.warning("no %s from %s: %s", file_name, mirror, error)
                 continue
-            return (Path(temporary) / file_name).replace(folder / file_name)
+            with atomic_path(path) as temporary:
+                shutil.copyfile(Path(folder) / file_name, temporary)
+            return path
     raise FileNotFoundError(
         f"{name} (SHA-256 {SHA256[name]}) was not found: put FashionMNIST's four files into {root}, "
         "or install the Debian package dataset-fashion-mnist, or connect to the network for torchvision's download"

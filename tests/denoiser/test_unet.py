@@ -62,7 +62,7 @@ def test_groups_of_the_default_norms_have_at_least_16_channels():
         ({"layers_per_block": 0}, "layers_per_block is 0"),
         ({"patch_size": 2, "sample_size": 20}, "20 is not divisible by 8.*16 or 24"),
         ({"sample_size": (16, 18)}, "width 18 is not divisible by 4"),
-        ({"sample_size": (16, 16, 16)}, "3 numbers"),
+        ({"sample_size": (16, 16, 16)}, "give one number, or a height and a width"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options, message):

@@ -59,6 +59,10 @@ def train_error(error_of):
         ("--model.num_class_embeds 7", "the model has num_class_embeds 7, the images have 10"),
         ("--training.batch_size 0", "batch_size is 0"),
         ("--training.max_steps -1", "max_steps is -1"),
+        ("--model.sample_size null", "size is None; give one number, or a height and a width"),
+        ("--training.adam_betas [2,0.9]", "adam_betas are (2.0, 0.9)"),
+        ("--training.weight_decay -1", "weight_decay is -1.0"),
+        ("--training.learning_rate nan", "training.learning_rate: expected float, got nan"),
         ("--training.max_steps null", "give training.max_steps or training.max_minutes"),
         ("--training.learning_rate -1", "learning_rate is -1"),
         ("--training.label_dropout 2", "label_dropout is 2"),
@@ -74,7 +78,10 @@ def train_error(error_of):
     ],
 )
 def test_training(train_error, tmp_path, arguments, message):
-    assert message in train_error(*arguments.split())
+    line = train_error(*arguments.split())
+    assert message in line
+    assert not set(line).intersection("\n\t{}")
+    assert "Subtypes" not in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -116,7 +123,7 @@ def test_data_that_is_nowhere_or_corrupt(error_of, tmp_path, monkeypatch):
     message = error_of(train, *base)
     assert f"{name} is corrupt" in message
     assert fashion_mnist.SHA256[name] in message
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.fixture(scope="module")
