@@ -61,6 +61,27 @@ def test_it_draws_what_diffusers_stock_pipeline_draws(prediction_type):
     np.testing.assert_allclose(*results, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_it_draws_what_a_plain_loop_with_the_sampler_draws(name):
+    pipeline = make_pipeline(scheduler=name)
+    ours = draw(pipeline, class_labels=[1, 2, 3])
+    scheduler = make_scheduler(name, DDPMScheduler().config)
+    assert scheduler.config.timestep_spacing == "trailing"
+    generators = [seeded_generator(SAMPLING, 0, index) for index in range(3)]
+    scheduler.set_timesteps(4)
+    sample = torch.stack([torch.randn(1, 16, 16, generator=generator) for generator in generators])
+    sample = sample * scheduler.init_noise_sigma
+    takes_generator = name not in ("dpmsolver++", "unipc", "deis", "heun")
+    for timestep in scheduler.timesteps:
+        with torch.no_grad():
+            prediction = pipeline.unet(
+                scheduler.scale_model_input(sample, timestep), timestep, class_labels=torch.tensor([1, 2, 3])
+            ).sample
+        options = {"generator": generators} if takes_generator else {}
+        sample = scheduler.step(prediction, timestep, sample, **options).prev_sample
+    torch.testing.assert_close(ours, (sample / 2 + 0.5).clamp(0, 1))
+
+
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "sde-dpmsolver++", "euler-ancestral"])
 def test_an_image_is_a_function_of_the_seed_and_its_index(name):
     pipeline = make_pipeline(scheduler=name)

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from denoiser import UNet
 from denoiser.data import ImageSet
+from denoiser.training.device import in_best_layout
+from denoiser.training.draws import draw
 from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
 from tests.conftest import tiny_basic_unet, tiny_unet
 
@@ -65,6 +68,62 @@ def test_the_loss_on_real_images_falls(make_trainer):
     trainer.train()
     losses = [line["loss"] for line in metrics(trainer)]
     assert losses[-1] < 0.25 * losses[0]
+
+
+def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler):
+    settings = {
+        "seed": 5,
+        "learning_rate": 3e-3,
+        "adam_betas": (0.8, 0.95),
+        "weight_decay": 0.3,
+        "max_grad_norm": 0.5,
+        "label_dropout": 0.4,
+        "ema_decay": 0.7,
+        "ema_power": 0.9,
+    }
+    trainer = make_trainer(**settings)
+    trainer.train()
+
+    model = in_best_layout(tiny_unet()).train()
+    average = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.95), weight_decay=0.3)
+    for step in range(10):
+        drawn = draw(5, step, 16, (1, 16, 16), len(some_images), 1000, 0.4)
+        images = some_images.images[drawn.indices].float() / 127.5 - 1
+        labels = some_images.labels[drawn.indices]
+        labels[drawn.label_dropped] = 10
+        alpha = scheduler.alphas_cumprod[drawn.timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * drawn.noise
+        prediction = model(noisy, drawn.timesteps, class_labels=labels).sample
+        (prediction - drawn.noise).square().mean().backward()
+        gradients = [parameter.grad for parameter in model.parameters()]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        for gradient in gradients:
+            gradient.mul_(min(1.0, 0.5 / float(norm)))
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1, (step + 1) / 2) * (1 + math.cos(math.pi * step / 10)) / 2
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = min(0.7, 1 - (1 + step) ** -0.9)  # diffusers' EMAModel counts from one step earlier
+        for mean, parameter in zip(average, model.parameters(), strict=True):
+            mean.mul_(decay).add_(parameter.detach(), alpha=1 - decay)
+
+    for ours, theirs in zip(trainer.raw_model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+    saved = load_pipeline(trainer.pipeline_dir).unet
+    for ours, theirs, trained in zip(saved.parameters(), average, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+        assert not torch.allclose(ours, trained, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_network_runs_in_the_precision_asked_for_and_its_weights_stay_float32(make_trainer, precision):
+    trainer, seen = make_trainer(mixed_precision=precision, max_steps=1), set()
+    trainer.raw_model.encoder[0].blocks[0].residual.conv1.register_forward_hook(
+        lambda module, inputs, output: seen.add((module.training, output.dtype))
+    )
+    trainer.train()
+    assert seen == {(True, torch.bfloat16 if precision == "bf16" else torch.float32)}
+    assert {parameter.dtype for parameter in trainer.raw_model.parameters()} == {torch.float32}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_trainer):
