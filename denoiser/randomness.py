@@ -6,14 +6,14 @@ import torch
 from denoiser.checks import check_seed
 
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
-DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION = range(4)
+DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION = range(6)
 
 
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:
     """Return a CPU generator whose stream is a function of the purpose, the seed and the position alone.
 
     Args:
-        purpose: `DATA_ORDER`, `TRAINING_STEP`, `SAMPLING` or `CALIBRATION`.
+        purpose: `DATA_ORDER`, `TRAINING_STEP`, `SAMPLING`, `CALIBRATION` or `JUDGE`.
         seed: The user's seed, 0 or more.
         position: Where in the run, such as a step or an image's index.
 
