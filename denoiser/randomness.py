@@ -6,7 +6,7 @@ import torch
 from denoiser.checks import check_seed
 
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
-DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION = range(6)
+DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE = range(5)
 
 
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:

@@ -1,0 +1,41 @@
+"""Two independent ways of looking at images, so that neither one's blind spots decide."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from denoiser.data import ImageSet
+from denoiser.evaluation.judge import Judge, judge_images
+
+NUM_COMPONENTS = 64
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A name, and what turns uint8 images `(count, 1, 16, 16)` into features `(count, features)` in float32."""
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+
+
+def judge_space(judge: Judge) -> FeatureSpace:
+    """Return the space of the judge's features: what the images show."""
+    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0])
+
+
+def pixel_space(train: ImageSet) -> FeatureSpace:
+    """Return the space of the training images' first 64 principal components: where their light is.
+
+    No network has learned to overlook anything here, such as a shift by one pixel.
+    """
+    pixels = train.images.flatten(1).double() / 255
+    mean = pixels.mean(dim=0)
+    _, directions = torch.linalg.eigh(pixels.T.cov())  # in the order of rising variance
+    components = directions[:, -NUM_COMPONENTS:]
+
+    def project(images: Tensor) -> Tensor:
+        return ((images.flatten(1).double() / 255 - mean) @ components).float()
+
+    return FeatureSpace("pixels", project)

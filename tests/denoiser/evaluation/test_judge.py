@@ -1,0 +1,81 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from denoiser.data import load_fashion_mnist
+from denoiser.evaluation.features import NUM_COMPONENTS, judge_space, pixel_space
+from denoiser.evaluation.judge import (
+    CARD,
+    NUM_FEATURES,
+    WEIGHTS,
+    accuracy,
+    judge_images,
+    load_judge,
+    save_judge,
+    train_judge,
+)
+from tests.conftest import DATA_ROOT
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return load_fashion_mnist(DATA_ROOT, "test")
+
+
+def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
+    measured = accuracy(load_judge(), test_images)
+    assert measured == pytest.approx(json.loads(CARD.read_text())["test_accuracy"], abs=2e-4)  # rounding, elsewhere
+    assert measured >= 0.92
+    assert WEIGHTS.stat().st_size < 2_000_000
+
+
+def test_an_altered_or_missing_file_is_refused(tmp_path):
+    weights, card = tmp_path / "judge.safetensors", tmp_path / "judge.json"
+    shutil.copy(WEIGHTS, weights)
+    with pytest.raises(FileNotFoundError, match="judge.json is missing"):
+        load_judge(weights, card)
+    shutil.copy(CARD, card)
+    load_judge(weights, card)
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match="was altered: its SHA-256 should be"):
+        load_judge(weights, card)
+
+
+def test_training_is_a_function_of_the_seed_and_learns(some_images, test_images, tmp_path):
+    one, again, other = (train_judge(some_images, seed, epochs=6, batch_size=32) for seed in (1, 1, 2))
+    for ours, theirs in zip(one.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(one.head.weight, other.head.weight)
+    assert accuracy(one, test_images) > 0.4
+    save_judge(one, 0.5, 1, tmp_path / "w.safetensors", tmp_path / "c.json")
+    reloaded = load_judge(tmp_path / "w.safetensors", tmp_path / "c.json")
+    assert torch.equal(reloaded.head.weight, one.head.weight)
+
+
+def test_features_and_classes_do_not_depend_on_the_batch(test_images):
+    judge, images = load_judge(), test_images.images[:700]
+    features, classes = judge_images(judge, images)
+    assert features.shape == (700, NUM_FEATURES)
+    some, some_classes = judge_images(judge, images[600:])
+    torch.testing.assert_close(some, features[600:], atol=1e-5, rtol=1e-4)
+    assert torch.equal(some_classes, classes[600:])
+
+
+def test_pixel_components_keep_most_of_the_light(train_images, test_images):
+    space = pixel_space(train_images)
+    features = space.features(test_images.images)
+    assert features.shape == (10_000, NUM_COMPONENTS)
+    kept = features.double().var(dim=0).sum()
+    everything = (test_images.images.flatten(1).double() / 255).var(dim=0).sum()
+    assert 0.9 < kept / everything < 1
+
+
+def test_both_spaces_tell_a_shifted_set_from_the_real_one(train_images, test_images):
+    shifted = test_images.images.roll(1, dims=3)
+    for space in (judge_space(load_judge()), pixel_space(train_images)):
+        moved = space.features(shifted).mean(dim=0) - space.features(test_images.images).mean(dim=0)
+        assert moved.norm() > 0.1
