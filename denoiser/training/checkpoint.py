@@ -4,10 +4,12 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 PREFIX = "step-"
@@ -82,20 +84,38 @@ def save_checkpoint(
 
 def check_architecture(path: Path, architecture: dict[str, Any]) -> None:
     """Raise `ValueError` if the checkpoint belongs to a network of another architecture."""
-    saved = json.loads((path / STATE_FILE).read_text())["model"]
-    if difference := _difference(saved, architecture):
+    if difference := _difference(_read_state(path)["model"], architecture):
         raise ValueError(f"{path} holds another architecture: {difference}; use the model settings it was made with")
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Progress:
-    """Put the run's state back as it was at the checkpoint."""
-    state = json.loads((path / STATE_FILE).read_text())
-    accelerator.load_state(str(path))
-    averages = load_file(path / EMA_FILE)
-    for index, tensor in enumerate(ema.shadow_params):
-        tensor.copy_(averages[str(index)])
+    """Put the run's state back as it was at the checkpoint.
+
+    Raises:
+        ValueError: If one of its files is missing or damaged.
+    """
+    state = _read_state(path)
+    try:
+        accelerator.load_state(str(path))
+        averages = load_file(path / EMA_FILE)
+        for index, tensor in enumerate(ema.shadow_params):
+            tensor.copy_(averages[str(index)])
+    except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise _damaged(path, error) from error
     ema.optimization_step = state["ema_steps"]
     return Progress(**state["progress"])
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / STATE_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{path} is damaged ({reason}); delete it, and --resume latest goes on from the one before")
 
 
 def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:

@@ -264,6 +264,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(make_trainer, model, di
         make_trainer(model=model(), resume="latest")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:100]), lambda path: path.unlink()])
+def test_a_damaged_checkpoint_is_refused_and_can_be_deleted(make_trainer, name, damage):
+    first = make_trainer(max_steps=4, checkpoint_every=2)
+    first.train()
+    damage(first.last_checkpoint / name)
+    if (first.last_checkpoint / "state.json").exists():  # without it the folder is no checkpoint at all
+        with pytest.raises(ValueError, match="step-00000004 is damaged .*; delete it"):
+            make_trainer(max_steps=4, resume="latest")
+        shutil.rmtree(first.last_checkpoint)
+    another_process()
+    assert make_trainer(max_steps=4, resume="latest").step == 2
+
+
 def test_a_path_that_is_no_checkpoint_is_refused(make_trainer, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
         make_trainer(resume=str(tmp_path))
