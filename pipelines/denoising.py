@@ -110,7 +110,7 @@ class DenoisingPipeline(DiffusionPipeline):
         if self.num_classes is None:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
         names = {name.lower(): index for index, name in enumerate(self.config.class_names or ())}
-        if isinstance(label, str) and not label.isdecimal():
+        if isinstance(label, str) and not label.removeprefix("-").isdecimal():
             if label.lower() not in names:
                 hint = did_you_mean(label, names)
                 raise ValueError(f"unknown class '{label}'{hint}; known: {', '.join(self.config.class_names or ())}")

@@ -38,6 +38,13 @@ def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
         raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder that you can write to")
 
 
+def check_new_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise `FileExistsError` if something stands where a new folder shall be, an empty folder aside."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{folder} is not an empty folder; give a new one for the images")
+
+
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Write a picture, whole or not at all; its format follows from the path's suffix."""
     with atomic_path(path) as temporary:
@@ -50,8 +57,7 @@ def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
     Raises:
         FileExistsError: If the folder has files already.
     """
-    if Path(folder).exists() and any(Path(folder).iterdir()):
-        raise FileExistsError(f"{folder} is not empty; give a new folder for the images")
+    check_new_folder(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for index, image in enumerate(images):

@@ -14,7 +14,7 @@ from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
 from denoiser.training.device import in_best_layout
 from pipelines import SamplingConfig, draw_samples, image_grid, load_pipeline, make_scheduler
-from pipelines.images import check_picture_path, denoising_frames, save_gif, save_image, save_images
+from pipelines.images import check_new_folder, check_picture_path, denoising_frames, save_gif, save_image, save_images
 
 
 def build_parser() -> Parser:
@@ -23,9 +23,7 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument("--pipeline", type=str, required=True, help="folder of a saved pipeline")
     parser.add_class_arguments(SamplingConfig)
-    parser.add_argument(
-        "--labels", type=str | None, help="classes by index or name, comma between: sneaker,8 (default: all of them)"
-    )
+    parser.add_argument("--labels", type=str, default="all", help="classes by index or name, comma between: sneaker,8")
     parser.add_argument("--output", type=str | None, help="PNG of the grid (default: samples.png beside the pipeline)")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG an image")
@@ -42,13 +40,15 @@ def main() -> None:
     check_picture_path(output, ".png", ".jpg", ".webp")
     if options.gif:
         check_picture_path(options.gif, ".gif")
+    if options.images_dir:
+        check_new_folder(options.images_dir)
     if options.columns is not None:
         check_positive(columns=options.columns)
     pipeline = load_pipeline(options.pipeline).to(PartialState().device)
     pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
     in_best_layout(pipeline.unet)
 
-    labels = [label.strip() for label in options.labels.split(",")] if options.labels is not None else None
+    labels = None if options.labels == "all" else [label.strip() for label in options.labels.split(",")]
     steps: dict[int, list[Tensor]] = defaultdict(list)
 
     def keep(_: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ def test_one_picture_an_image(tmp_path):
     assert names == ["00000.png", "00001.png", "00002.png"]
     pixels = np.asarray(Image.open(tmp_path / "images" / "00002.png")) / 255
     np.testing.assert_allclose(pixels, images[2, 0].numpy(), atol=1 / 255)
-    with pytest.raises(FileExistsError, match="not empty"):
+    with pytest.raises(FileExistsError, match="not an empty folder"):
         save_images(images, tmp_path / "images")
 
 

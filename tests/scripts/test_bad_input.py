@@ -149,6 +149,8 @@ def pipelines(tmp_path_factory):
         ("classes", "--batch_size -5", "batch_size is -5"),
         ("classes", "--seed -1", "seed is -1"),
         ("classes", "--columns 0", "columns is 0"),
+        ("classes", "--labels -1", "class label -1 is out of range"),
+        ("classes", "--images_dir /proc", "/proc is not an empty folder"),
         ("classes", "--labels 10", "class label 10 is out of range; the labels are 0 to 9"),
         ("classes", "--labels 3,sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
         ("plain", "--labels 3", "unconditional network"),

@@ -59,7 +59,7 @@ def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):
     run_dir, output = smoke_run
     python, *typed = output.splitlines()[-1].removeprefix("next: ").split()
     assert Path(ROOT, python) == Path(sys.executable)
-    options = ["--num_images", "20", "--steps", "4", "--output", str(tmp_path / "grid.png")]
+    options = ["--num_images", "20", "--steps", "4", "--labels", "all", "--output", str(tmp_path / "grid.png")]
     ended = command(*typed, *options)
     assert ended.returncode == 0, ended.stderr
     with Image.open(tmp_path / "grid.png") as ours, Image.open(run_dir / "samples" / "step-00000020.png") as theirs:
