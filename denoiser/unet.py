@@ -106,6 +106,7 @@ class UNet(ModelMixin, ConfigMixin):
             if level not in range(num_levels):
                 raise ValueError(f"attention_levels has {level}; the levels are 0 to {num_levels - 1}")
             check_divisible(f"block_out_channels[{level}]", widths[level], attention_head_dim, "attention_head_dim")
+        check_divisible("block_out_channels[0]", widths[0], 2, "cosine and sine of the time embedding")
         if num_class_embeds is not None:
             check_positive(num_class_embeds=num_class_embeds)
 

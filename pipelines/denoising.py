@@ -178,8 +178,9 @@ def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:
     if not (Path(folder) / DenoisingPipeline.config_name).is_file():
         raise FileNotFoundError(f"{folder} is not a saved pipeline: it has no {DenoisingPipeline.config_name}")
     try:
-        pipeline = DenoisingPipeline.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        pipeline = DenoisingPipeline.from_pretrained(folder, use_safetensors=True)
+        pipeline.to("cpu")  # which fails if weights are missing
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded as a pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -33,6 +33,8 @@ def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
     """Raise `ValueError` or `OSError` if a picture with one of the suffixes cannot be written to `path`."""
     if Path(path).suffix.lower() not in suffixes:
         raise ValueError(f"{path} has no suffix among {', '.join(suffixes)}, which say what is written")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the picture another name")
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder that you can write to")

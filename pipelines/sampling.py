@@ -1,5 +1,6 @@
 """Many images from a pipeline, batch by batch, each a function of (seed, its index) alone."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ class SamplingConfig:
         check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
         check_scheduler_name(self.scheduler)
         check_seed(self.seed)
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number")
 
 
 def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: SchedulerMixin) -> None:

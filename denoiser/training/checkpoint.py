@@ -76,7 +76,8 @@ def save_checkpoint(
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
-        for old in list_checkpoints(folder)[:-kept]:
+        older = [other for other in list_checkpoints(folder) if other.name <= path.name]
+        for old in older[:-kept]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return path

@@ -83,12 +83,13 @@ class Trainer:
         self.images = images.to(accelerator.device)
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
+        self.raw_model: ModelMixin = model
+        in_best_layout(model)
         self._check_images()
         check_sampling(config.sampling, model, scheduler)
         self.run_dir = Path(config.output_dir)
         self.last_checkpoint = self._claim_run_dir(architecture(model))
 
-        self.raw_model = in_best_layout(model)
         if training.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         optimizer = AdamW(
@@ -270,15 +271,18 @@ class Trainer:
         shape, names = tuple(self.images.images.shape[1:]), self.images.class_names
         if shape != self.image_shape:
             raise ValueError(f"the images are {shape} (channels, height, width), the model wants {self.image_shape}")
+        if (out_channels := self.raw_model.config.out_channels) != shape[0]:
+            raise ValueError(f"the model has out_channels {out_channels}, the images have {shape[0]} channels")
         if self.num_classes not in (None, len(names)):
             raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
 
     def _claim_run_dir(self, wanted: dict[str, Any]) -> Path | None:
         """Make sure that the run folder is ours to write. Returns the checkpoint to go on from, if there is one."""
         run_dir, resume = self.run_dir, self.config.resume
-        if resume is None and (run_dir / CONFIG_FILE).exists():
-            raise FileExistsError(f"{run_dir} holds a run already; give another output_dir, or --resume latest")
         checkpoint = find_checkpoint(resume, run_dir / "checkpoints") if resume else None
+        own = resume == "latest" or (checkpoint is not None and run_dir.resolve() in checkpoint.resolve().parents)
+        if not own and (run_dir / CONFIG_FILE).exists():
+            raise FileExistsError(f"{run_dir} holds a run already; give another output_dir, or --resume latest")
         if checkpoint is not None:
             check_architecture(checkpoint, wanted)
         try:

@@ -15,6 +15,19 @@ def test_a_file_and_a_folder_come_whole_and_replace_what_was_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "folder"]
 
 
+def test_a_file_never_takes_the_place_of_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "keep.txt").write_text("kept")
+
+    def write_over():
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.write_text("a file")
+
+    with pytest.raises(OSError, match="folder"):
+        write_over()
+    assert (tmp_path / "folder" / "keep.txt").read_text() == "kept"
+
+
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_after_a_failure_the_old_one_stands_and_nothing_else(tmp_path, as_folder):
     with atomic_path(tmp_path / "file.txt") as temporary:

@@ -56,6 +56,8 @@ def train_error(error_of):
         ("--model.block_out_channels [16,40]", "block_out_channels 40 is not divisible by 16 (norm_group_size)"),
         ("--model.in_channels 0", "in_channels is 0"),
         ("--model.in_channels 3", "the model wants (3, 16, 16)"),
+        ("--model.out_channels 2", "the model has out_channels 2, the images have 1 channels"),
+        ("--sampling.guidance_scale .nan", "guidance_scale is nan"),
         ("--model.num_class_embeds 7", "the model has num_class_embeds 7, the images have 10"),
         ("--training.batch_size 0", "batch_size is 0"),
         ("--training.max_steps -1", "max_steps is -1"),

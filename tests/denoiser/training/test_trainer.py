@@ -278,6 +278,19 @@ def test_a_damaged_checkpoint_is_refused_and_can_be_deleted(make_trainer, name, 
     assert make_trainer(max_steps=4, resume="latest").step == 2
 
 
+def test_going_on_from_an_older_checkpoint_keeps_the_one_just_written(make_trainer):
+    first = make_trainer(checkpoint_every=4, checkpoints_kept=9)
+    first.train()
+    second = make_trainer(resume=str(first.run_dir / "checkpoints" / "step-00000004"), checkpoints_kept=1)
+    second.step = 5
+    second._save_checkpoint()
+    assert second.last_checkpoint.is_dir()
+    another = make_trainer("another")
+    another.train()
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        make_trainer("another", resume=str(first.run_dir / "checkpoints" / "step-00000008"))
+
+
 def test_a_path_that_is_no_checkpoint_is_refused(make_trainer, tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a checkpoint"):
         make_trainer(resume=str(tmp_path))
