@@ -235,7 +235,9 @@ class Trainer:
         """Save what the run leaves behind: the last figures, checkpoint, grid and pipeline."""
         if self.window.steps:
             tracker.log(self._figures(), self.step)
-        if not self.grid_path.exists():
+        if (
+            self.step % self.training.sample_every
+        ):  # else the loop drew it; asking the disk would let processes disagree
             self._show_samples(tracker)
         self._save_checkpoint()
         if self.accelerator.is_main_process:
