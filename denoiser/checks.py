@@ -21,9 +21,9 @@ def check_positive(**counts: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raise `ValueError` if a seed is negative."""
-    if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more")
+    """Raise `ValueError` if a seed is negative or longer than PyTorch's 64 bits."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be from 0 to below 2^64")
 
 
 def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser
 
@@ -20,6 +21,8 @@ _UNKNOWN_OPTION = re.compile(
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[([^]]+)\])")
 _GIVEN = re.compile(r"(?:Got|Given) value: (?!Namespace|NestedArg|\{)(.+)")
+_IMPORT_PATH = re.compile(r"Expected a dot import path string: (\S+)")
+_SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
 
@@ -37,18 +40,23 @@ class Parser(ArgumentParser):
         """Build what was parsed, as jsonargparse does, with errors of one line."""
         try:
             return super().instantiate(*args, **kwargs)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             raise ValueError(self._one_line(str(error))) from error
 
     def _one_line(self, message: str) -> str:
         if unknown := _UNKNOWN_OPTION.search(message):
             option = next(group for group in unknown.groups() if group)
             return f"unknown option '{option}'{did_you_mean(option, self._options())}"
+        if section := _SECTION.search(message):
+            return f"the config cannot be read: '{section[1].strip()}'; leave a section out if it is empty"
         key, given = ".".join(dict.fromkeys(_KEY.findall(message))), _GIVEN.search(message)
         types = dict.fromkeys(name or choices for name, choices in _EXPECTED.findall(message))
         types.pop("NoneType", None)
+        if path := _IMPORT_PATH.search(message):
+            return f"{key}: '{path[1]}' is not the import path of a class, such as denoiser.UNet"
         if key and types:
-            return f"{key}: expected {' or '.join(types)}" + (f", got {given[1]}" if given else "")
+            hint = ' (YAML reads a bare no as False: write "no")' if given and given[1] == "False" else ""
+            return f"{key}: expected {' or '.join(types)}" + (f", got {given[1]}{hint}" if given else "")
         lines = [line.strip(" -") for line in message.splitlines()]
         rest = " ".join(line for line in lines if line and not line.startswith(_AROUND))
         return (f"{key}: " if key else "") + (rest or message)
@@ -76,5 +84,7 @@ def run(main: Callable[[], Any]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         fail(str(error))
+    except (MemoryError, torch.OutOfMemoryError):
+        fail("out of memory; lower the batch size, or the widths of the network")
     except KeyboardInterrupt:
         fail("interrupted")

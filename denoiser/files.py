@@ -2,9 +2,19 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` if no file or folder can be made at `path`: better to learn it now than after an hour."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written ({error.strerror}: {folder}); give another place") from error
 
 
 @contextmanager

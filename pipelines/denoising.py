@@ -3,12 +3,15 @@
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -17,7 +20,7 @@ from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.schedulers import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-Labels = int | str | Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | Tensor | np.ndarray
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -109,6 +112,8 @@ class DenoisingPipeline(DiffusionPipeline):
         """
         if self.num_classes is None:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
+        if not isinstance(label, (Integral, str)):
+            raise ValueError(f"class label {label!r} is neither an index nor a name")
         names = {name.lower(): index for index, name in enumerate(self.config.class_names or ())}
         if isinstance(label, str) and not label.removeprefix("-").isdecimal():
             if label.lower() not in names:
@@ -122,9 +127,9 @@ class DenoisingPipeline(DiffusionPipeline):
     def _label_tensor(self, labels: Labels | None, batch_size: int | None) -> Tensor | None:
         if labels is None:
             return None
-        if isinstance(labels, Tensor):
+        if isinstance(labels, (Tensor, np.ndarray)):
             labels = labels.tolist()
-        if isinstance(labels, (int, str)):
+        if isinstance(labels, str) or not isinstance(labels, Sequence):
             labels = [labels] * (batch_size or 1)
         indices = [self.label_index(label) for label in labels]
         return torch.tensor(indices, device=self._execution_device)
@@ -145,6 +150,12 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
         if guidance_scale != 1 and labels is None:
             raise ValueError(f"guidance_scale is {guidance_scale} without class labels; give labels, or leave it at 1")
+        if guidance_scale != 1 and not hasattr(self.unet, "null_label"):
+            raise ValueError(
+                f"guidance_scale is {guidance_scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
+            )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"{len(generator)} generators for {batch_size} images; give one, or one for each image")
         if seed is not None and generator is not None:
             raise ValueError("seed and generator were both given; give one of them")
         if output_type not in OUTPUT_TYPES:
@@ -164,7 +175,7 @@ class DenoisingPipeline(DiffusionPipeline):
         images = (sample / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        array = images.permute(0, 2, 3, 1).cpu().numpy()
+        array = rearrange(images, "b c h w -> b h w c").cpu().numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
 
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from denoiser.checks import check_positive
-from denoiser.files import atomic_path
+from denoiser.files import atomic_path, check_writable
 
 
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Image.Image:
@@ -35,16 +35,15 @@ def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
         raise ValueError(f"{path} has no suffix among {', '.join(suffixes)}, which say what is written")
     if Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the picture another name")
-    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise NotADirectoryError(f"{path} cannot be written: {folder} is not a folder that you can write to")
+    check_writable(path)
 
 
 def check_new_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise `FileExistsError` if something stands where a new folder shall be, an empty folder aside."""
+    """Raise `OSError` if a new folder cannot be made, or something stands in its place, an empty folder aside."""
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; give a new one for the images")
+    check_writable(path)
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:

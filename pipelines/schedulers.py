@@ -1,5 +1,6 @@
 """Diffusers' samplers by name, each with the options that few steps want."""
 
+import inspect
 from typing import Any
 
 from diffusers import (
@@ -18,6 +19,12 @@ from denoiser.checks import did_you_mean
 
 # Thresholding at 1 clips the predicted clean image to the range of the data, as DDPM and DDIM do by default.
 _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
+
+# What a network was trained with: all that a sampler takes over from the config of another scheduler.
+_TRAINED_WITH = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
+    "prediction_type",
+)
 
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
@@ -51,8 +58,15 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     Timesteps are spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
 
     Raises:
-        ValueError: If there is no sampler of that name.
+        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule.
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
-    return scheduler_class.from_config(config, timestep_spacing="trailing", **options)
+    known = inspect.signature(scheduler_class).parameters
+    trained_with = {key: config[key] for key in _TRAINED_WITH if key in config and key in known}
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        raise ValueError(f"scheduler '{name}' cannot take rescale_betas_zero_snr; choose another")
+    try:
+        return scheduler_class(**trained_with, timestep_spacing="trailing", **options)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"scheduler '{name}' cannot take this noise schedule: {error}") from error

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin
 
+from denoiser.checks import check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.training import RunConfig, Trainer, start_accelerator
@@ -22,6 +23,7 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
     parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
     parser.add_class_arguments(DDPMScheduler, "scheduler")
     namespace = parser.parse_args(arguments)
+    check_seed(namespace.training.seed)
     torch.manual_seed(namespace.training.seed)  # PyTorch draws initial weights from the global generator only
     built = parser.instantiate(namespace)
     config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
@@ -59,7 +61,7 @@ def main() -> None:
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
     trainer = Trainer(config, model, scheduler, accelerator, images)
     if trainer.finished:
-        accelerator.print(f"the run in {trainer.run_dir} is finished: {trainer.pipeline_dir}")
+        accelerator.print(f"the run in {trainer.folder.path} is finished: {trainer.folder.pipeline}")
         return
     accelerator.print(
         f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images: "
@@ -67,11 +69,11 @@ def main() -> None:
         f"from step {trainer.step}"
     )
     sync_command = trainer.train()
-    accelerator.print(f"\nrun folder:   {trainer.run_dir}\npipeline:     {trainer.pipeline_dir}")
-    accelerator.print(f"sample grid:  {trainer.grid_path}")
+    accelerator.print(f"\nrun folder:   {trainer.folder.path}\npipeline:     {trainer.folder.pipeline}")
+    accelerator.print(f"sample grid:  {trainer.folder.grid(trainer.step)}")
     if sync_command:
         accelerator.print(f"logged offline; to upload: {sync_command}")
-    accelerator.print(f"next: {python()} scripts/sample.py --pipeline {trainer.pipeline_dir}")
+    accelerator.print(f"next: {python()} scripts/sample.py --pipeline {trainer.folder.pipeline}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -77,7 +78,7 @@ def _read_split(root: Path, split: str) -> dict[str, Tensor]:
     images = _read_verified(root, f"{PREFIX[split]}-images-idx3-ubyte")[IMAGE_HEADER:]
     labels = _read_verified(root, f"{PREFIX[split]}-labels-idx1-ubyte")[LABEL_HEADER:]
     return {
-        "images": torch.frombuffer(images, dtype=torch.uint8).view(-1, 1, 28, 28),
+        "images": rearrange(torch.frombuffer(images, dtype=torch.uint8), "(n h w) -> n 1 h w", h=28, w=28),
         "labels": torch.frombuffer(labels, dtype=torch.uint8).long(),
     }
 

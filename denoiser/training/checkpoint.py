@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 PREFIX = "step-"
 STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
+STATE_KEYS = {"progress", "ema_steps", "model", "scheduler"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, architecture: dict[str, Any], kept: int
+    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, trained: dict[str, Any], kept: int
 ) -> Path:
     """Save the run's state on all processes and drop all but the `kept` newest checkpoints.
 
-    The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors.
+    The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors. What
+    is `trained`, "model" and "scheduler", is written down for `check_trained`.
     """
     path = folder / checkpoint_name(progress.step)
     temporary = folder / f".{path.name}.partial"
@@ -69,7 +71,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         averages = {str(index): tensor.contiguous() for index, tensor in enumerate(ema.shadow_params)}
         save_file(averages, temporary / EMA_FILE)
-        state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, "model": architecture}
+        state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **trained}
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -83,10 +85,12 @@ def save_checkpoint(
     return path
 
 
-def check_architecture(path: Path, architecture: dict[str, Any]) -> None:
-    """Raise `ValueError` if the checkpoint belongs to a network of another architecture."""
-    if difference := _difference(_read_state(path)["model"], architecture):
-        raise ValueError(f"{path} holds another architecture: {difference}; use the model settings it was made with")
+def check_trained(path: Path, trained: dict[str, Any]) -> None:
+    """Raise `ValueError` if the checkpoint is of another architecture, or was trained with another noise schedule."""
+    state = _read_state(path)
+    for part, what in (("model", "another architecture"), ("scheduler", "another noise schedule")):
+        if difference := _difference(state[part], trained[part]):
+            raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Progress:
@@ -109,9 +113,12 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Prog
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / STATE_FILE).read_text())
+        state = json.loads((path / STATE_FILE).read_text())
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise _damaged(path, KeyError(f"{STATE_FILE} lacks some of {', '.join(sorted(STATE_KEYS))}"))
+    return state
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
@@ -120,9 +127,9 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Say what differs between two architectures: the class, or else its arguments."""
-    if saved["class_path"] != wanted["class_path"]:
+    """Say what differs between the settings of two components: the class if it is named, or else the arguments."""
+    if saved.get("class_path") != wanted.get("class_path"):
         return f"{saved['class_path']}, not {wanted['class_path']}"
-    before, after = saved["init_args"], wanted["init_args"]
+    before, after = saved.get("init_args", saved), wanted.get("init_args", wanted)
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
     return ", ".join(f"{name} {before.get(name)}, not {after.get(name)}" for name in names)

@@ -1,5 +1,6 @@
 """The settings of a run: one frozen dataclass, and what turns it, a model and a scheduler into a file and back."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -83,10 +84,10 @@ class TrainingConfig:
         check_seed(self.seed)
         for name in ("max_minutes", "learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be above 0")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas are {self.adam_betas}; each must be from 0 to below 1")
         for name in ("ema_decay", "ema_power", "label_dropout"):
@@ -127,6 +128,10 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     resume: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise ValueError("output_dir is empty; name a folder for the run")
+
 
 def architecture(model: ModelMixin) -> dict[str, Any]:
     """Return what rebuilds the model without its weights: the import path of its class and its arguments."""
@@ -134,10 +139,14 @@ def architecture(model: ModelMixin) -> dict[str, Any]:
     return {"class_path": path, "init_args": _public(model.config)}
 
 
+def trained(model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return the settings that a checkpoint is bound to, as plain values: the architecture and the noise schedule."""
+    return {"model": architecture(model), "scheduler": _public(scheduler.config)}
+
+
 def resolved(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
     """Return every setting of a run as plain values, in the shape of a config file."""
-    settings = _plain(asdict(config))
-    return {**settings, "model": architecture(model), "scheduler": _public(scheduler.config)}
+    return {**_plain(asdict(config)), **trained(model, scheduler)}
 
 
 def _public(component_config: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from denoiser.checks import check_positive
+
 
 def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Return what the network should predict, shaped as `images`.
@@ -19,6 +21,21 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
             return images
         case other:
             raise ValueError(f"prediction_type is '{other}'; it is one of epsilon, v_prediction, sample")
+
+
+def check_noise_schedule(scheduler: DDPMScheduler) -> None:
+    """Raise `ValueError` unless the scheduler has a noise level for each timestep and leaves its variance fixed."""
+    count, betas = scheduler.config.num_train_timesteps, scheduler.betas
+    check_positive(num_train_timesteps=count)
+    if len(betas) != count:
+        raise ValueError(f"the scheduler has num_train_timesteps {count} and {len(betas)} betas; make them agree")
+    if not ((betas >= 0) & (betas <= 1)).all():  # so for nan
+        raise ValueError(
+            f"the scheduler's betas go from {betas.min():.4g} to {betas.max():.4g}; each is a share of variance, 0 to 1"
+        )
+    variance = scheduler.config.variance_type
+    if variance in ("learned", "learned_range"):
+        raise ValueError(f"variance_type is '{variance}', and these networks predict no variance; use fixed_small")
 
 
 def denoising_loss(

@@ -1,6 +1,8 @@
 """Where a run's figures go: `metrics.jsonl` in the run folder always, and wandb through Accelerate's tracker."""
 
 import json
+import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,11 @@ from typing import Any
 from accelerate import Accelerator
 from PIL import Image
 
+from denoiser.files import atomic_path
 from denoiser.training.config import TrackingConfig
+from denoiser.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 
 def choose_wandb_mode(wanted: str) -> str:
@@ -19,7 +25,11 @@ def choose_wandb_mode(wanted: str) -> str:
         return mode
     import wandb  # only here and below: whoever turns tracking off need not wait for it
 
-    return "online" if wandb.login(prompt=False) else "offline"
+    try:
+        return "online" if wandb.login(prompt=False) else "offline"
+    except wandb.Error as error:  # a key, and no network to try it
+        logger.warning("wandb cannot log in (%s); logging offline", error)
+        return "offline"
 
 
 class Tracker:
@@ -28,23 +38,30 @@ class Tracker:
     Args:
         accelerator: Made with `log_with="wandb"` unless the mode is "disabled".
         config: Mode and project.
-        run_dir: Run folder.
+        folder: Run folder.
         settings: The resolved config of the run, logged beside its figures.
         first_step: Step at which the run goes on; lines of `metrics.jsonl` beyond it are dropped.
+
+    Raises:
+        ValueError: If wandb was asked to log online and cannot.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any], first_step: int
+        self,
+        accelerator: Accelerator,
+        config: TrackingConfig,
+        folder: RunFolder,
+        settings: dict[str, Any],
+        first_step: int,
     ) -> None:
         self.accelerator = accelerator
-        self.metrics_path = run_dir / "metrics.jsonl"
+        self.metrics_path = folder.metrics
         self.mode: str = config.mode
         if accelerator.is_main_process:
             self._drop_metrics_after(first_step)
         if config.mode != "disabled":
             self.mode = choose_wandb_mode(config.mode)
-            options = {"mode": self.mode, "dir": str(run_dir), "name": run_dir.name, "settings": {"silent": True}}
-            accelerator.init_trackers(config.project, config=settings, init_kwargs={"wandb": options})
+            self._start_wandb(config.project, folder.path, settings)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Append a line of figures."""
@@ -78,7 +95,26 @@ class Tracker:
         self.accelerator.end_training()
         return f"wandb sync {folder}" if folder and self.mode == "offline" else None
 
+    def _start_wandb(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
+        import wandb
+
+        options = {"mode": self.mode, "dir": str(run_dir), "name": run_dir.name, "settings": {"silent": True}}
+        try:
+            self.accelerator.init_trackers(project, config=settings, init_kwargs={"wandb": options})
+        except wandb.Error as error:
+            raise ValueError(f"wandb cannot log online ({error}); log in, or give --tracking.mode offline") from error
+
     def _drop_metrics_after(self, step: int) -> None:
+        """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""
         if self.metrics_path.exists():
             lines = self.metrics_path.read_text().splitlines(keepends=True)
-            self.metrics_path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+            with atomic_path(self.metrics_path) as temporary:
+                temporary.write_text("".join(line for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    """Return the step of a line of metrics, infinite if the line is not whole."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, TypeError, KeyError):
+        return math.inf

@@ -1,12 +1,10 @@
 """The training loop: the loop decides when, the step says what."""
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from diffusers.training_utils import EMAModel
@@ -20,23 +18,15 @@ from denoiser.embeddings import drop_labels
 from denoiser.files import atomic_path
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import Budget, learning_rate
-from denoiser.training.checkpoint import (
-    Progress,
-    check_architecture,
-    checkpoint_name,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from denoiser.training.config import RunConfig, architecture, resolved
+from denoiser.training.checkpoint import Progress, checkpoint_name, load_checkpoint, save_checkpoint
+from denoiser.training.config import RunConfig, resolved, trained
 from denoiser.training.device import choose_mixed_precision, in_best_layout, must_use_cpu, use_all_cores
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
-from denoiser.training.objective import denoising_loss
+from denoiser.training.objective import check_noise_schedule, denoising_loss
+from denoiser.training.run_folder import RunFolder
 from denoiser.training.tracking import Tracker
 from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
-
-CONFIG_FILE = "config.yaml"
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -69,7 +59,8 @@ class Trainer:
         images: Training set, of the model's size.
 
     Raises:
-        ValueError: If the images do not fit the model, or the checkpoint to resume from is of another architecture.
+        ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
+            is of another architecture or noise schedule.
         FileExistsError: If the run folder holds a run already and the config does not resume it.
         FileNotFoundError: If the checkpoint to resume from is none.
         OSError: If the run folder cannot be written.
@@ -86,9 +77,11 @@ class Trainer:
         self.raw_model: ModelMixin = model
         in_best_layout(model)
         self._check_images()
-        check_sampling(config.sampling, model, scheduler)
-        self.run_dir = Path(config.output_dir)
-        self.last_checkpoint = self._claim_run_dir(architecture(model))
+        check_noise_schedule(scheduler)
+        self.sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
+        check_sampling(config.sampling, model, self.sampler)
+        self.folder = RunFolder(Path(config.output_dir))
+        self.last_checkpoint = self.folder.claim(config.resume, trained(model, scheduler))
 
         if training.gradient_checkpointing:
             model.enable_gradient_checkpointing()
@@ -106,6 +99,8 @@ class Trainer:
         progress = Progress()
         if self.last_checkpoint is not None:
             progress = load_checkpoint(accelerator, self.last_checkpoint, self.ema)
+            for group in self.optimizer.param_groups:  # whose settings came back with its state
+                group.update(betas=training.adam_betas, weight_decay=training.weight_decay)
         self.step = progress.step
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
         self.window = self._new_window()
@@ -113,17 +108,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the budget is used up and the pipeline saved."""
-        return self.budget.progress(self.step, self.accelerator) >= 1 and self.pipeline_dir.exists()
-
-    @property
-    def pipeline_dir(self) -> Path:
-        """Folder of the saved pipeline."""
-        return self.run_dir / "pipeline"
-
-    @property
-    def grid_path(self) -> Path:
-        """Picture of samples after the steps taken so far."""
-        return self.run_dir / "samples" / f"step-{self.step:08d}.png"
+        return self.budget.progress(self.step, self.accelerator) >= 1 and self.folder.pipeline.exists()
 
     def train(self) -> str | None:
         """Train to the end of the budget and save the pipeline.
@@ -135,10 +120,9 @@ class Trainer:
             FloatingPointError: If the loss or the gradient is not finite.
         """
         settings = resolved(self.config, self.raw_model, self.scheduler)
+        tracker = Tracker(self.accelerator, self.config.tracking, self.folder, settings, self.step)
         if self.accelerator.is_main_process:
-            with atomic_path(self.run_dir / CONFIG_FILE) as temporary:
-                temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
-        tracker = Tracker(self.accelerator, self.config.tracking, self.run_dir, settings, self.step)
+            self.folder.start(settings)
         self.budget.start()
         with self._progress_bar() as bar:
             while (progress := self.budget.progress(self.step, self.accelerator)) < 1:
@@ -225,47 +209,45 @@ class Trainer:
 
     def _check_finite(self, what: str, values: Tensor) -> None:
         if not values.isfinite().all():
-            good = self.last_checkpoint or "none yet"
+            good = self.last_checkpoint
+            advice = "resume from it" if good else "start anew"
             raise FloatingPointError(
-                f"the {what} is not finite at step {self.step + 1}; last good checkpoint: {good}; "
-                "resume from it with a lower training.learning_rate"
+                f"the {what} is not finite at step {self.step + 1}; last good checkpoint: {good or 'none yet'}; "
+                f"{advice} with a lower training.learning_rate"
             )
 
     def _finish(self, tracker: Tracker) -> None:
         """Save what the run leaves behind: the last figures, checkpoint, grid and pipeline."""
         if self.window.steps:
             tracker.log(self._figures(), self.step)
-        if (
-            self.step % self.training.sample_every
-        ):  # else the loop drew it; asking the disk would let processes disagree
+        if self.step % self.training.sample_every:  # else the loop drew it; the disk could tell each process otherwise
             self._show_samples(tracker)
         self._save_checkpoint()
         if self.accelerator.is_main_process:
-            with atomic_path(self.pipeline_dir) as temporary:
+            with atomic_path(self.folder.pipeline) as temporary:
                 self.pipeline().save_pretrained(temporary)
-            tracker.log_pipeline(self.pipeline_dir)
+            tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
 
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
         if self.accelerator.is_main_process:
             pipeline = self.pipeline()
-            pipeline.scheduler = make_scheduler(self.config.sampling.scheduler, self.scheduler.config)
+            pipeline.scheduler = self.sampler
             grid = image_grid(draw_samples(pipeline, self.config.sampling))
-            save_image(grid, self.grid_path)
+            save_image(grid, self.folder.grid(self.step))
             tracker.log_image("samples", grid, self.step)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
-        folder = self.run_dir / "checkpoints"
-        if self.last_checkpoint == folder / checkpoint_name(self.step):
+        if self.last_checkpoint == self.folder.checkpoints / checkpoint_name(self.step):
             return  # the run ended on its last checkpoint, or lacks but its pipeline
         self.last_checkpoint = save_checkpoint(
             self.accelerator,
-            folder,
+            self.folder.checkpoints,
             Progress(self.step, self.budget.seconds),
             self.ema,
-            architecture(self.raw_model),
+            trained(self.raw_model, self.scheduler),
             self.training.checkpoints_kept,
         )
 
@@ -277,22 +259,6 @@ class Trainer:
             raise ValueError(f"the model has out_channels {out_channels}, the images have {shape[0]} channels")
         if self.num_classes not in (None, len(names)):
             raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
-
-    def _claim_run_dir(self, wanted: dict[str, Any]) -> Path | None:
-        """Make sure that the run folder is ours to write. Returns the checkpoint to go on from, if there is one."""
-        run_dir, resume = self.run_dir, self.config.resume
-        checkpoint = find_checkpoint(resume, run_dir / "checkpoints") if resume else None
-        own = resume == "latest" or (checkpoint is not None and run_dir.resolve() in checkpoint.resolve().parents)
-        if not own and (run_dir / CONFIG_FILE).exists():
-            raise FileExistsError(f"{run_dir} holds a run already; give another output_dir, or --resume latest")
-        if checkpoint is not None:
-            check_architecture(checkpoint, wanted)
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=run_dir).close()  # better to learn it now than after an hour
-        except OSError as error:
-            raise OSError(f"output_dir {run_dir} cannot be written ({error.strerror}); give another") from error
-        return checkpoint
 
     def _new_window(self) -> Window:
         return Window(self.scheduler.config.num_train_timesteps, self.accelerator.device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
+from safetensors.torch import load_file, save_file
 
 from denoiser.data import CLASS_NAMES
 from denoiser.randomness import SAMPLING, seeded_generator
@@ -135,7 +136,16 @@ def test_output_types_hold_the_same_images():
 def test_labels_go_by_index_or_by_name_and_one_stands_for_all():
     pipeline = make_pipeline()
     expected = draw(pipeline, class_labels=[7, 7, 7])
-    for labels in (7, "sneaker", "Sneaker", "7", ["sneaker", 7, "SNEAKER"], torch.tensor([7, 7, 7])):
+    for labels in (
+        7,
+        "sneaker",
+        "Sneaker",
+        "7",
+        ["sneaker", 7, "SNEAKER"],
+        torch.tensor([7, 7, 7]),
+        np.full(3, 7),
+        [np.int64(7)] * 3,
+    ):
         assert torch.equal(draw(pipeline, class_labels=labels), expected)
     assert len(draw(pipeline, batch_size=None, class_labels=["bag", "dress"])) == 2
     assert not torch.allclose(draw(pipeline, class_labels="bag"), expected)
@@ -200,6 +210,9 @@ def test_the_progress_bar_is_diffusers_own(capsys):
         ({"class_labels": [1, 2]}, "2 class labels for 3 images"),
         ({"guidance_scale": 2.0}, "guidance_scale is 2.0 without class labels"),
         ({"generator": torch.Generator()}, "seed and generator"),
+        ({"seed": None, "generator": [torch.Generator()]}, "1 generators for 3 images"),
+        ({"class_labels": 1.9}, "class label 1.9 is neither an index nor a name"),
+        ({"class_labels": torch.tensor([1.0, 2.0, 1.9])}, "class label 1.0 is neither"),
         ({"output_type": "jpg"}, "'jpg'; it is one of pil, np, pt"),
     ],
 )
@@ -218,6 +231,38 @@ def test_an_unknown_sampler_is_refused_with_the_nearest():
         make_scheduler("dpmsolver", DDPMScheduler().config)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("other", SCHEDULERS)
+def test_a_sampler_is_the_same_whichever_sampler_the_pipeline_had_before(name, other):
+    trained = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", num_train_timesteps=500)
+    before = make_scheduler(other, trained.config)
+    after, expected = make_scheduler(name, before.config).config, make_scheduler(name, trained.config).config
+    assert {**after, "_use_default_values": None} == {**expected, "_use_default_values": None}
+    assert (after.prediction_type, after.beta_schedule) == ("v_prediction", "squaredcos_cap_v2")
+
+
+@pytest.mark.parametrize("name", ["deis", "heun"])
+def test_a_sampler_that_cannot_take_the_noise_schedule_is_refused(name):
+    with pytest.raises(ValueError, match=f"'{name}' cannot take rescale_betas_zero_snr"):
+        make_scheduler(name, DDPMScheduler(rescale_betas_zero_snr=True).config)
+
+
+def test_guidance_needs_a_null_label():
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        num_class_embeds=10,
+    )
+    pipeline = make_pipeline(unet)
+    assert draw(pipeline, class_labels=[1, 2, 3]).shape == (3, 1, 8, 8)
+    with pytest.raises(ValueError, match="UNet2DModel has no null label"):
+        draw(pipeline, class_labels=[1, 2, 3], guidance_scale=2.0)
+
+
 def test_what_is_not_a_saved_pipeline_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a saved pipeline: it has no model_index\.json"):
         load_pipeline(tmp_path)
@@ -225,3 +270,21 @@ def test_what_is_not_a_saved_pipeline_is_refused(tmp_path):
     (tmp_path / "saved" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_pipeline(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("damage", ["missing weight", "another network's", "no weights", "empty index"])
+def test_a_damaged_pipeline_is_refused(tmp_path, damage):
+    make_pipeline().save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    match damage:
+        case "missing weight":
+            save_file(dict(list(tensors.items())[1:]), weights)
+        case "another network's":
+            save_file(tiny_basic_unet().state_dict(), weights)
+        case "no weights":
+            weights.unlink()
+        case "empty index":
+            (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be loaded as a pipeline"):
+        load_pipeline(tmp_path)

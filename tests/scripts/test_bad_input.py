@@ -75,7 +75,20 @@ def train_error(error_of):
         ("--sampling.steps 2000", "2000 inference steps were asked for; the scheduler takes 1 to 1000"),
         ("--model denoiser.BasicUNet --sampling.guidance_scale 2", "the network has no classes"),
         ("--scheduler.prediction_type score", "score"),
-        ("--output_dir /proc/run", "output_dir /proc/run cannot be written (No such file or directory); give another"),
+        ("--scheduler.num_train_timesteps 0", "num_train_timesteps is 0"),
+        ("--scheduler.trained_betas [0.1,0.2]", "num_train_timesteps 1000 and 2 betas; make them agree"),
+        ("--scheduler.beta_end 3", "betas go from 0.0001 to 3"),
+        ("--scheduler.beta_schedule sigmoid", "scheduler 'sde-dpmsolver++' cannot take this noise schedule"),
+        ("--scheduler.variance_type learned_range", "these networks predict no variance"),
+        ("--training.seed 99999999999999999999", "seed is 99999999999999999999; it must be from 0 to below 2^64"),
+        ("--training.weight_decay .nan", "weight_decay is nan"),
+        ("--training.max_minutes .inf", "max_minutes is inf"),
+        ("--output_dir=", "output_dir is empty"),
+        ("--model 5", "model: '5' is not the import path of a class, such as denoiser.UNet"),
+        (
+            "--output_dir /proc/run",
+            "/proc/run/config.yaml cannot be written (No such file or directory: /proc); give another place",
+        ),
         ("--resume nowhere", "nowhere is not a checkpoint"),
     ],
 )
@@ -87,9 +100,21 @@ def test_training(train_error, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("training:\n", "'training:'; leave a section out if it is empty"),
+        ("training:\n  mixed_precision: no\n", 'got False (YAML reads a bare no as False: write "no")'),
+    ],
+)
+def test_a_config_with_what_yaml_reads_otherwise(train_error, tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content)
+    assert message in train_error("--config", tmp_path / "config.yaml")
+
+
 def test_training_that_diverges(train_error):
     message = train_error("--training.learning_rate", "1e30", "--training.warmup_steps", "1")
-    assert "the loss is not finite at step 2; last good checkpoint: none yet" in message
+    assert "the loss is not finite at step 2; last good checkpoint: none yet; start anew with a lower" in message
 
 
 def test_a_config_with_an_unknown_key(train_error, tmp_path):
@@ -153,6 +178,7 @@ def pipelines(tmp_path_factory):
         ("classes", "--columns 0", "columns is 0"),
         ("classes", "--labels -1", "class label -1 is out of range"),
         ("classes", "--images_dir /proc", "/proc is not an empty folder"),
+        ("classes", "--images_dir /proc/images", "/proc/images cannot be written"),
         ("classes", "--labels 10", "class label 10 is out of range; the labels are 0 to 9"),
         ("classes", "--labels 3,sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
         ("plain", "--labels 3", "unconditional network"),

@@ -26,4 +26,4 @@ def make_trainer(tmp_path, some_images, scheduler):
 
 @pytest.fixture
 def read_config():
-    return lambda trainer: yaml.safe_load((trainer.run_dir / "config.yaml").read_text())
+    return lambda trainer: yaml.safe_load((trainer.folder.path / "config.yaml").read_text())
