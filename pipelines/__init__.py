@@ -1,7 +1,7 @@
 """Diffusers pipelines: noise in, images out."""
 
 from pipelines.denoising import DenoisingPipeline, load_pipeline
-from pipelines.images import image_grid, save_gif, save_image, save_images
+from pipelines.images import image_grid, quantised, save_gif, save_image, save_images
 from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 
@@ -14,6 +14,7 @@ __all__ = [
     "image_grid",
     "load_pipeline",
     "make_scheduler",
+    "quantised",
     "save_gif",
     "save_image",
     "save_images",

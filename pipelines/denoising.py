@@ -45,6 +45,11 @@ class DenoisingPipeline(DiffusionPipeline):
         """Number of classes of the network, or None if it is unconditional."""
         return self.unet.config.get("num_class_embeds")
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
+        return (self.unet.config.in_channels, *pair(self.unet.config.sample_size))
+
     @torch.no_grad()
     def __call__(
         self,
@@ -88,8 +93,7 @@ class DenoisingPipeline(DiffusionPipeline):
             generator = [seeded_generator(SAMPLING, seed, index) for index in range(batch_size)]
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        shape = (batch_size, self.unet.config.in_channels, *pair(self.unet.config.sample_size))
-        sample = randn_tensor(shape, generator=generator, device=self._execution_device)
+        sample = randn_tensor((batch_size, *self.image_shape), generator=generator, device=self._execution_device)
         sample = sample * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if "generator" in accepted else {}

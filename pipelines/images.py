@@ -15,6 +15,11 @@ from denoiser.checks import check_positive
 from denoiser.files import atomic_path, check_writable
 
 
+def quantised(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as the nearest of 256 grey levels, uint8."""
+    return (images * 255).round().byte()
+
+
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Image.Image:
     """Lay images out row by row, each pixel `scale` pixels wide.
 
@@ -26,7 +31,7 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     check_positive(columns=columns, scale=scale)
     large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
-    return to_pil_image(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5).cpu())
+    return to_pil_image(quantised(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5)).cpu())
 
 
 def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
@@ -61,7 +66,7 @@ def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
     check_new_folder(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for index, image in enumerate(images):
+        for index, image in enumerate(quantised(images)):
             to_pil_image(image).save(temporary / f"{index:05d}.png")
 
 

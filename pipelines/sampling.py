@@ -1,7 +1,7 @@
 """Many images from a pipeline, batch by batch, each a function of (seed, its index) alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,8 @@ def draw_samples(
     config: SamplingConfig,
     labels: Sequence[int | str] | None = None,
     callback_on_step_end: StepCallback | None = None,
+    indices: Sequence[int] | None = None,
+    on_batch: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Draw images with the pipeline's scheduler.
 
@@ -68,27 +70,31 @@ def draw_samples(
         labels: Classes, by index or by name, repeated over the images; None spreads the images over all the classes of
             a class-conditional network.
         callback_on_step_end: Handed to the pipeline.
+        indices: Which of the images to draw, such as one process's share; None means all.
+        on_batch: Called with the number of images after each batch.
 
     Returns:
-        `(num_images, channels, height, width)` in [0, 1], on the CPU.
+        `(num_images, channels, height, width)` in [0, 1], on the CPU; or as many as there are indices.
     """
     if labels is None and pipeline.num_classes is not None:
         labels = spread_labels(config.num_images, pipeline.num_classes)
     check_sampling(config, pipeline.unet, pipeline.scheduler)
     if labels is not None and not labels:
         raise ValueError("labels is empty; name at least one class, or leave it out")
+    indices = range(config.num_images) if indices is None else indices
     batches = []
-    for start in range(0, config.num_images, config.batch_size):
-        indices = range(start, min(start + config.batch_size, config.num_images))
+    for start in range(0, len(indices), config.batch_size):
+        batch = indices[start : start + config.batch_size]
         (images,) = pipeline(
-            batch_size=len(indices),
-            class_labels=None if labels is None else [labels[index % len(labels)] for index in indices],
+            batch_size=len(batch),
+            class_labels=None if labels is None else [labels[index % len(labels)] for index in batch],
             guidance_scale=config.guidance_scale,
             num_inference_steps=config.steps,
-            generator=[seeded_generator(SAMPLING, config.seed, index) for index in indices],
+            generator=[seeded_generator(SAMPLING, config.seed, index) for index in batch],
             output_type="pt",
             return_dict=False,
             callback_on_step_end=callback_on_step_end,
         )
         batches.append(images.cpu())
+        on_batch(len(batch))
     return torch.cat(batches)

@@ -1,6 +1,7 @@
 """Train a denoiser on FashionMNIST: accelerate launch scripts/train.py --config configs/fashion_mnist.yaml."""
 
 import os
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -59,7 +60,9 @@ def main() -> None:
     check_launch(accelerator)
     with accelerator.main_process_first():  # which downloads or resizes, where need be; the others find it done
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
-    trainer = Trainer(config, model, scheduler, accelerator, images)
+        held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)
+    command = shlex.join(["accelerate", "launch", *sys.argv])
+    trainer = Trainer(config, model, scheduler, accelerator, images, held_out, command)
     if trainer.finished:
         accelerator.print(f"the run in {trainer.folder.path} is finished: {trainer.folder.pipeline}")
         return

@@ -14,13 +14,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args(sys.argv[1:])
-    test = load_fashion_mnist(options.data_root, "test")
+    splits = {
+        "train": load_fashion_mnist(options.data_root, "train"),
+        "test": load_fashion_mnist(options.data_root, "test"),
+    }
 
     def tell(epoch: int, judge: Judge) -> None:
-        print(f"epoch {epoch + 1} of {options.epochs}: test accuracy {accuracy(judge, test):.4f}", flush=True)
+        print(f"epoch {epoch + 1} of {options.epochs}: test accuracy {accuracy(judge, splits['test']):.4f}", flush=True)
 
-    judge = train_judge(load_fashion_mnist(options.data_root, "train"), options.seed, options.epochs, on_epoch=tell)
-    save_judge(judge, accuracy(judge, test), options.seed)
+    judge = train_judge(splits["train"], options.seed, options.epochs, on_epoch=tell)
+    for split, images in splits.items():
+        judge.measure(split, images)
+    save_judge(judge, accuracy(judge, splits["test"]), options.seed)
     print(f"{WEIGHTS}\n{CARD}")
 
 

@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from denoiser.data import ImageSet
+from denoiser.evaluation.distances import Moments
 from denoiser.files import atomic_path
 from denoiser.randomness import JUDGE, seeded_generator
 
 NUM_FEATURES, NUM_CLASSES = 128, 10
-BATCH_SIZE = 500
+IMAGE_SHAPE = (1, 16, 16)
+SPLITS = ("train", "test")
+BATCH_SIZE = 250
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 CARD = Path(__file__).with_name("judge.json")
 
@@ -45,6 +48,21 @@ class Judge(nn.Module):
             conv_norm_relu(NUM_FEATURES, NUM_FEATURES),
         )
         self.head = nn.Linear(NUM_FEATURES, NUM_CLASSES)
+        for split in SPLITS:  # reference statistics, which are saved with the weights
+            self.register_buffer(f"{split}_mean", torch.zeros(NUM_FEATURES, dtype=torch.float64))
+            self.register_buffer(f"{split}_covariance", torch.zeros(NUM_FEATURES, NUM_FEATURES, dtype=torch.float64))
+
+    def moments(self, split: str) -> Moments:
+        """Return mean and covariance of the features of all images of the "train" or the "test" split."""
+        mean, covariance = self.get_buffer(f"{split}_mean"), self.get_buffer(f"{split}_covariance")
+        return Moments(mean, covariance)
+
+    def measure(self, split: str, images: ImageSet) -> None:
+        """Set the reference statistics of a split."""
+        features, _ = judge_images(self, images.images)
+        moments = Moments.of(features)
+        self.get_buffer(f"{split}_mean").copy_(moments.mean)
+        self.get_buffer(f"{split}_covariance").copy_(moments.covariance)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images in [-1, 1], `(batch, 1, 16, 16)`, to features `(batch, 128)` and scores `(batch, 10)`."""
@@ -67,7 +85,7 @@ def load_judge(weights: Path = WEIGHTS, card: Path = CARD) -> Judge:
         raise ValueError(f"{weights} was altered: its SHA-256 should be {expected}; install the package again")
     judge = Judge()
     judge.load_state_dict(load(content))
-    return judge.eval()
+    return judge.to(memory_format=torch.channels_last).eval()
 
 
 def save_judge(judge: Judge, test_accuracy: float, seed: int, weights: Path = WEIGHTS, card: Path = CARD) -> None:

@@ -43,6 +43,8 @@ class TrainingConfig:
         seed: Of the data order, the noise, the timesteps and the label dropout.
         log_every: Steps between lines of metrics.
         sample_every: Steps between grids of samples.
+        evaluate_every: Steps between evaluations; the last step is always evaluated.
+        evaluation_images: Samples, and held-out images, of such an evaluation.
         checkpoint_every: Steps between checkpoints.
         checkpoints_kept: Newest checkpoints kept.
     """
@@ -64,6 +66,8 @@ class TrainingConfig:
     seed: int = 0
     log_every: int = 50
     sample_every: int = 500
+    evaluate_every: int = 1000
+    evaluation_images: int = 2048
     checkpoint_every: int = 500
     checkpoints_kept: int = 2
 
@@ -78,6 +82,8 @@ class TrainingConfig:
             warmup_steps=self.warmup_steps,
             log_every=self.log_every,
             sample_every=self.sample_every,
+            evaluate_every=self.evaluate_every,
+            evaluation_images=self.evaluation_images,
             checkpoint_every=self.checkpoint_every,
             checkpoints_kept=self.checkpoints_kept,
         )

@@ -36,23 +36,37 @@ class Window:
 
     def count(self, losses: Tensor, timesteps: Tensor) -> None:
         """Add the loss of each image, `(batch,)`, at its timestep, `(batch,)`."""
-        quarter = timesteps * QUARTERS // self.num_timesteps
-        self.loss_sums.index_add_(0, quarter, losses)
-        self.counts.index_add_(0, quarter, torch.ones_like(losses))
+        sums, counts = _sums_by_quarter(losses, timesteps, self.num_timesteps)
+        self.loss_sums += sums
+        self.counts += counts
 
     def summary(self, accelerator: Accelerator) -> dict[str, float]:
         """Return the means over all processes; a quarter that no timestep fell into is left out."""
         sums, counts = accelerator.reduce(torch.stack([self.loss_sums, self.counts]), reduction="sum").cpu()
-        by_quarter = {
-            f"loss_quarter_{quarter + 1}": (sums[quarter] / counts[quarter]).item()
-            for quarter in range(QUARTERS)
-            if counts[quarter]
-        }
         return {
-            "loss": (sums.sum() / counts.sum()).item(),
-            **by_quarter,
+            **_means(sums, counts),
             "gradient_norm": torch.stack(self.gradient_norms).mean().item(),
             "images_per_second": counts.sum().item() / self.seconds["step"],
             "step_milliseconds": 1000 * self.seconds["step"] / self.steps,
             "data_milliseconds": 1000 * self.seconds["data"] / self.steps,
         }
+
+
+def loss_by_quarter(losses: Tensor, timesteps: Tensor, num_timesteps: int) -> dict[str, float]:
+    """Return the mean of the images' losses, `(count,)`, over all and by quarter of their timesteps, `(count,)`."""
+    return _means(*_sums_by_quarter(losses, timesteps, num_timesteps))
+
+
+def _sums_by_quarter(losses: Tensor, timesteps: Tensor, num_timesteps: int) -> tuple[Tensor, Tensor]:
+    quarter = timesteps * QUARTERS // num_timesteps
+    zeros = torch.zeros(QUARTERS, device=losses.device)
+    return zeros.index_add(0, quarter, losses), zeros.index_add(0, quarter, torch.ones_like(losses))
+
+
+def _means(sums: Tensor, counts: Tensor) -> dict[str, float]:
+    by_quarter = {
+        f"loss_quarter_{quarter + 1}": (sums[quarter] / counts[quarter]).item()
+        for quarter in range(QUARTERS)
+        if counts[quarter]
+    }
+    return {"loss": (sums.sum() / counts.sum()).item(), **by_quarter}

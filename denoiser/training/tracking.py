@@ -32,6 +32,23 @@ def choose_wandb_mode(wanted: str) -> str:
         return "offline"
 
 
+def start_wandb(accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any]) -> str:
+    """Start a wandb run through Accelerate. Returns the mode, "auto" resolved.
+
+    Raises:
+        ValueError: If wandb was asked to log online and cannot.
+    """
+    import wandb
+
+    mode = choose_wandb_mode(config.mode)
+    options = {"mode": mode, "dir": str(run_dir), "name": run_dir.name, "settings": {"silent": True}}
+    try:
+        accelerator.init_trackers(config.project, config=settings, init_kwargs={"wandb": options})
+    except wandb.Error as error:
+        raise ValueError(f"wandb cannot log online ({error}); log in, or give --tracking.mode offline") from error
+    return mode
+
+
 class Tracker:
     """Writes the figures and pictures of a run, on the main process only.
 
@@ -60,8 +77,7 @@ class Tracker:
         if accelerator.is_main_process:
             self._drop_metrics_after(first_step)
         if config.mode != "disabled":
-            self.mode = choose_wandb_mode(config.mode)
-            self._start_wandb(config.project, folder.path, settings)
+            self.mode = start_wandb(accelerator, config, folder.path, settings)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Append a line of figures."""
@@ -94,15 +110,6 @@ class Tracker:
             folder = Path(self.accelerator.get_tracker("wandb", unwrap=True).dir).parent
         self.accelerator.end_training()
         return f"wandb sync {folder}" if folder and self.mode == "offline" else None
-
-    def _start_wandb(self, project: str, run_dir: Path, settings: dict[str, Any]) -> None:
-        import wandb
-
-        options = {"mode": self.mode, "dir": str(run_dir), "name": run_dir.name, "settings": {"silent": True}}
-        try:
-            self.accelerator.init_trackers(project, config=settings, init_kwargs={"wandb": options})
-        except wandb.Error as error:
-            raise ValueError(f"wandb cannot log online ({error}); log in, or give --tracking.mode offline") from error
 
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""

@@ -1,6 +1,7 @@
 """The training loop: the loop decides when, the step says what."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, ModelMixin
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch import Tensor
 from torch.optim import AdamW
 from tqdm import tqdm
@@ -18,15 +20,19 @@ from denoiser.embeddings import drop_labels
 from denoiser.files import atomic_path
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import Budget, learning_rate
-from denoiser.training.checkpoint import Progress, checkpoint_name, load_checkpoint, save_checkpoint
+from denoiser.training.card import write_card
+from denoiser.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from denoiser.training.config import RunConfig, resolved, trained
 from denoiser.training.device import choose_mixed_precision, in_best_layout, must_use_cpu, use_all_cores
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
 from denoiser.training.objective import check_noise_schedule, denoising_loss
+from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder
 from denoiser.training.tracking import Tracker
 from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
+
+EVALUATION_BATCH_SIZE = 256
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -57,6 +63,8 @@ class Trainer:
         scheduler: Noise levels and prediction type.
         accelerator: From `start_accelerator`.
         images: Training set, of the model's size.
+        held_out: Images for the evaluations, never trained on; without them there are none.
+        command: What a user types to make this run, for the model card.
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
@@ -67,11 +75,18 @@ class Trainer:
     """
 
     def __init__(
-        self, config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler, accelerator: Accelerator, images: ImageSet
+        self,
+        config: RunConfig,
+        model: ModelMixin,
+        scheduler: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+        held_out: ImageSet | None = None,
+        command: str | None = None,
     ) -> None:
         training = config.training
         self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
-        self.images = images.to(accelerator.device)
+        self.images, self.command = images.to(accelerator.device), command
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
         self.raw_model: ModelMixin = model
@@ -80,6 +95,11 @@ class Trainer:
         check_noise_schedule(scheduler)
         self.sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
         check_sampling(config.sampling, model, self.sampler)
+        self.probe: Probe | None = None
+        if held_out is not None:
+            sampling = replace(config.sampling, num_images=training.evaluation_images, batch_size=EVALUATION_BATCH_SIZE)
+            self.probe = Probe(held_out.to(accelerator.device), sampling)
+        self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, trained(model, scheduler))
 
@@ -125,13 +145,12 @@ class Trainer:
             self.folder.start(settings)
         self.budget.start()
         with self._progress_bar() as bar:
-            while (progress := self.budget.progress(self.step, self.accelerator)) < 1:
-                self._train_step(progress, tracker, bar)
-                if self.step % self.training.sample_every == 0:
-                    self._show_samples(tracker)
-                if self.step % self.training.checkpoint_every == 0:
-                    self._save_checkpoint()
-        self._finish(tracker)
+            progress = self.budget.progress(self.step, self.accelerator)
+            while progress < 1:
+                self._train_step(progress, bar)
+                progress = self.budget.progress(self.step, self.accelerator)
+                self._after_step(progress >= 1, tracker)
+        self._save_pipeline(tracker)
         return tracker.finish()
 
     def pipeline(self) -> DenoisingPipeline:
@@ -142,8 +161,22 @@ class Trainer:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def _train_step(self, progress: float, tracker: Tracker, bar: "tqdm[Any]") -> None:
-        """Take one optimizer step and tell of it."""
+    def _after_step(self, last: bool, tracker: Tracker) -> None:
+        """Evaluate, log, draw and save: what is due after this step, and all of it after the last."""
+        training = self.training
+        evaluated = last or self.step % training.evaluate_every == 0
+        if evaluated:
+            self._evaluate()
+        if last or self.step % training.log_every == 0:
+            tracker.log({**self._figures(), **(self.evaluation if evaluated else {})}, self.step)
+            self.window = self._new_window()
+        if last or self.step % training.sample_every == 0:
+            self._show_samples(tracker)
+        if last or self.step % training.checkpoint_every == 0:
+            self._save_checkpoint()
+
+    def _train_step(self, progress: float, bar: "tqdm[Any]") -> None:
+        """Take one optimizer step and tell of it on the bar."""
         training, window = self.training, self.window
         rate = learning_rate(training.learning_rate, training.warmup_steps, self.step, progress)
         for group in self.optimizer.param_groups:
@@ -159,12 +192,10 @@ class Trainer:
         self.step += 1
 
         speed = len(draws.indices) * window.steps / window.seconds["step"]
-        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s", refresh=False)
+        judged = f", Fréchet {self.evaluation['frechet']:.2f}" if "frechet" in self.evaluation else ""
+        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s{judged}", refresh=False)
         done = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)
         bar.update(done - bar.n)
-        if self.step % training.log_every == 0:
-            tracker.log(self._figures(), self.step)
-            self.window = self._new_window()
 
     def _figures(self) -> dict[str, float]:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -216,32 +247,38 @@ class Trainer:
                 f"{advice} with a lower training.learning_rate"
             )
 
-    def _finish(self, tracker: Tracker) -> None:
-        """Save what the run leaves behind: the last figures, checkpoint, grid and pipeline."""
-        if self.window.steps:
-            tracker.log(self._figures(), self.step)
-        if self.step % self.training.sample_every:  # else the loop drew it; the disk could tell each process otherwise
-            self._show_samples(tracker)
-        self._save_checkpoint()
+    def _evaluate(self) -> None:
+        if self.probe is not None:
+            self.evaluation = self.probe.figures(self._sampling_pipeline(), self.scheduler)
+
+    def _save_pipeline(self, tracker: Tracker) -> None:
+        """Save what the run is for, with its card."""
+        if not self.evaluation:
+            self._evaluate()  # the run was killed between its last checkpoint and here
         if self.accelerator.is_main_process:
             with atomic_path(self.folder.pipeline) as temporary:
-                self.pipeline().save_pretrained(temporary)
+                pipeline = self.pipeline()
+                pipeline.save_pretrained(temporary)
+                with Image.open(self.folder.grid(self.step)) as grid:
+                    progress = Progress(self.step, self.budget.seconds)
+                    write_card(temporary, grid, pipeline, self.config.sampling, progress, self.evaluation, self.command)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
+
+    def _sampling_pipeline(self) -> DenoisingPipeline:
+        pipeline = self.pipeline()
+        pipeline.scheduler = self.sampler
+        return pipeline
 
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
         if self.accelerator.is_main_process:
-            pipeline = self.pipeline()
-            pipeline.scheduler = self.sampler
-            grid = image_grid(draw_samples(pipeline, self.config.sampling))
+            grid = image_grid(draw_samples(self._sampling_pipeline(), self.config.sampling))
             save_image(grid, self.folder.grid(self.step))
             tracker.log_image("samples", grid, self.step)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
-        if self.last_checkpoint == self.folder.checkpoints / checkpoint_name(self.step):
-            return  # the run ended on its last checkpoint, or lacks but its pipeline
         self.last_checkpoint = save_checkpoint(
             self.accelerator,
             self.folder.checkpoints,

@@ -1,0 +1,118 @@
+"""Samples against both splits of the data in one feature space, with a floor and a ceiling beside every figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from denoiser.data import ImageSet
+from denoiser.evaluation.distances import MIN_IMAGES, Cloud, Moments, compare, fidelity, frechet_distance
+from denoiser.evaluation.features import FeatureSpace
+from denoiser.evaluation.judge import IMAGE_SHAPE
+from denoiser.evaluation.neighbours import nearest
+from denoiser.randomness import EVALUATION, seeded_generator
+
+CEILING, SUBSET = 1, 2  # what `EVALUATION` draws are for; 0 is the blocks of the kernel distance
+Figures = dict[str, float]
+
+
+def check_images(images: Tensor, most: int) -> None:
+    """Raise `ValueError` unless the images are of a kind and a number that can be judged."""
+    if tuple(images.shape[1:]) != IMAGE_SHAPE:
+        raise ValueError(
+            f"the images are {tuple(images.shape[1:])} (channels, height, width); the judge sees (1, 16, 16)"
+        )
+    if images.dtype != torch.uint8:
+        raise ValueError(f"the images are {images.dtype}; give uint8, 0 to 255")
+    check_count(len(images), most)
+
+
+def check_count(num_images: int, most: int) -> None:
+    """Raise `ValueError` unless the distances can be measured with so many images."""
+    if not MIN_IMAGES <= num_images <= most:
+        raise ValueError(
+            f"{num_images} images cannot be judged; give at least {MIN_IMAGES}, which the kernel distance needs, "
+            f"and at most {most}, as many as the test split has to stand beside them"
+        )
+
+
+def noise_images(train: ImageSet, count: int, seed: int) -> Tensor:
+    """Return the ceiling: Gaussian noise with each pixel's mean and variance, uint8 `(count, 1, 16, 16)`."""
+    pixels = train.images.float()
+    generator = seeded_generator(EVALUATION, seed, CEILING)
+    noise = torch.randn(count, *IMAGE_SHAPE, generator=generator)
+    return (pixels.mean(dim=0) + pixels.std(dim=0) * noise).round().clamp(0, 255).byte()
+
+
+class Comparison:
+    """Both splits in a feature space.
+
+    Args:
+        space: Where to compare.
+        train: Training split.
+        test: Test split.
+    """
+
+    def __init__(self, space: FeatureSpace, train: ImageSet, test: ImageSet) -> None:
+        self.space = space
+        self.sets = {"train": train, "test": test}
+        self.features = {split: space.features(images.images) for split, images in self.sets.items()}
+        self.moments = {split: Moments.of(features) for split, features in self.features.items()}
+
+    def figures(self, samples: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
+        """Judge samples against each split, beside a floor and a ceiling.
+
+        The floor has real images in the place of the samples, as many, from the other split: against the test split
+        its own images would be at distance zero.
+
+        Args:
+            samples: uint8 `(count, 1, 16, 16)`.
+            seed: Of the choice among the splits' images, and of the ceiling's noise.
+
+        Returns:
+            By split, then by "samples", "floor" and "ceiling": the figures of `distances.compare`.
+        """
+        count = len(samples)
+        judged = Cloud(self.space.features(samples))
+        ceiling = Cloud(self.space.features(noise_images(self.sets["train"], count, seed)))
+        real = {split: Cloud(self._subset(split, count, seed)) for split in self.sets}
+        rows = {}
+        for split, other in (("train", "test"), ("test", "train")):
+            columns = {"samples": judged, "floor": real[other], "ceiling": ceiling}
+            rows[split] = {name: compare(self.moments[split], real[split], cloud) for name, cloud in columns.items()}
+        return rows
+
+    def in_short(self, samples: Tensor, seed: int) -> Figures:
+        """Return just the Fréchet distance and the recall against the training split."""
+        cloud, real = Cloud(self.space.features(samples)), Cloud(self._subset("train", len(samples), seed))
+        recall = fidelity(real, cloud).recall
+        return {"frechet": frechet_distance(self.moments["train"], cloud.moments), "recall": recall}
+
+    def by_class(self, samples: Tensor, labels: Tensor) -> list[Figures]:
+        """Return each class's Fréchet distance to its training images, and the floor: that of its test images."""
+        train, features = self.sets["train"], self.space.features(samples)
+        rows = []
+        for label in range(len(train.class_names)):
+            real = Moments.of(self.features["train"][train.labels == label])
+            held_out = Moments.of(self.features["test"][self.sets["test"].labels == label])
+            drawn = Moments.of(features[labels == label])
+            rows.append({"frechet": frechet_distance(real, drawn), "floor": frechet_distance(real, held_out)})
+        return rows
+
+    def nearest_training_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return distances to, and indices of, the two nearest training images of each image, `(count, 2)` both."""
+        return nearest(self.space.features(images), self.features["train"], 2)
+
+    def _subset(self, split: str, count: int, seed: int) -> Tensor:
+        features = self.features[split]
+        order = torch.randperm(len(features), generator=seeded_generator(EVALUATION, seed, SUBSET, split == "test"))
+        return features[order[:count]]
+
+
+def mean_and_spread(rows: Sequence[Any]) -> Any:
+    """Return the mean and the standard deviation over seeds of nested dicts of figures; spread None with one seed."""
+    if isinstance(rows[0], dict):
+        return {name: mean_and_spread([row[name] for row in rows]) for name in rows[0]}
+    values = torch.tensor(rows, dtype=torch.float64)
+    return {"mean": values.mean().item(), "spread": values.std().item() if len(rows) > 1 else None}

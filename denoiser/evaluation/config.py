@@ -1,0 +1,66 @@
+"""What an evaluation does."""
+
+from dataclasses import dataclass
+
+from denoiser.checks import check_positive, did_you_mean
+from pipelines import SamplingConfig
+
+SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers")
+OF_PIPELINES = ("guidance", "likelihood", "samplers")  # what images alone cannot tell
+
+FEWEST_SWEPT = 100
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(SamplingConfig):
+    """What to draw from a pipeline, and what to measure. Raises `ValueError` for what cannot be.
+
+    Attributes:
+        num_images: Images to draw for each seed, 2,000 to 10,000.
+        seeds: Number of sets of images, from `seed` on, whose spread is told.
+        batch_size: Images that are drawn at once.
+        sections: Parts of the report: distances, classes, guidance, likelihood, memorisation and samplers; None means
+            all that the pipeline or the images allow.
+        sweep_images: Images for each guidance scale, and for each row of the sampler table.
+        likelihood_draws: Timesteps drawn for each test image.
+    """
+
+    num_images: int = 10_000
+    seeds: int = 3
+    batch_size: int = 250
+    sections: list[str] | None = None
+    sweep_images: int = 2_000
+    likelihood_draws: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(seeds=self.seeds, likelihood_draws=self.likelihood_draws)
+        if self.sweep_images < FEWEST_SWEPT:
+            raise ValueError(f"sweep_images is {self.sweep_images}; give at least {FEWEST_SWEPT}")
+        for name in self.sections or ():
+            if name not in SECTIONS:
+                raise ValueError(
+                    f"unknown section '{name}'{did_you_mean(name, SECTIONS)}; known: {', '.join(SECTIONS)}"
+                )
+
+    def choose_sections(self, is_pipeline: bool, has_labels: bool, has_classes: bool) -> list[str]:
+        """Return the sections to make, in the report's order.
+
+        Args:
+            is_pipeline: Whether a pipeline is judged, not images.
+            has_labels: Whether it is known what class each image was asked to be.
+            has_classes: Whether guidance is possible.
+
+        Raises:
+            ValueError: If a section was asked for that cannot be made.
+        """
+        reasons = {
+            **({} if is_pipeline else dict.fromkeys(OF_PIPELINES, "images were given, and it needs a pipeline")),
+            **({} if has_labels else {"classes": "the images have no labels"}),
+        }
+        if is_pipeline and not has_classes:
+            reasons["guidance"] = "the network has no classes"
+        for name in self.sections or ():
+            if name in reasons:
+                raise ValueError(f"the section '{name}' cannot be made: {reasons[name]}; leave it out")
+        return [name for name in SECTIONS if name not in reasons and (self.sections is None or name in self.sections)]

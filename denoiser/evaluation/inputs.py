@@ -1,0 +1,98 @@
+"""Images that somebody else drew, from a folder of PNG files or an `.npz` file."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from denoiser.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
+
+LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
+
+
+def load_images(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Read images and, if the file has them, the labels asked for.
+
+    Args:
+        path: A folder of PNG files, read in the order of their names, or an `.npz` file with "images" (or one array of
+            any name) and maybe "labels". The array is `(count, 16, 16)`, or with an axis of one channel second or last;
+            uint8 from 0 to 255, or floating from 0 to 1.
+
+    Returns:
+        uint8 `(count, 1, 16, 16)`, and int64 `(count,)` or None.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file, or no PNG in the folder.
+        ValueError: If an image is damaged, or of another size or range.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.png"))
+        if not files:
+            raise FileNotFoundError(f"{path} has no PNG files")
+        return torch.stack([_read_png(file) for file in files]), None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is neither a folder of PNG files nor an .npz file")
+    arrays = _read_npz(path)
+    labels = arrays.pop("labels", None)
+    if "images" not in arrays and len(arrays) != 1:
+        raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images'")
+    images = _as_images(arrays.get("images", next(iter(arrays.values()))), path)
+    return images, None if labels is None else _as_labels(labels, len(images), path)
+
+
+def _read_png(path: Path) -> Tensor:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.size != IMAGE_SHAPE[1:] or image.mode != "L":  # before decoding it
+                raise ValueError(
+                    f"{path} is {image.size[0]}x{image.size[1]} {image.mode}; the judge sees 16x16 grey (L)"
+                )
+            return torch.from_numpy(np.array(image))[None]
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a PNG: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > LARGEST_FILE:
+            raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+
+
+def _as_images(array: np.ndarray, path: Path) -> Tensor:
+    channels, *size = IMAGE_SHAPE
+    if array.shape[1:] == (*size, channels):
+        array = np.moveaxis(array, -1, 1)
+    elif array.shape[1:] == tuple(size):
+        array = array[:, None]
+    if array.shape[1:] != IMAGE_SHAPE:
+        raise ValueError(f"{path} has images of shape {array.shape[1:]}; the judge sees 16x16 grey")
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array.copy())
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path} has {array.dtype} images; give uint8 from 0 to 255, or floating from 0 to 1")
+    if not (array >= 0).all() or not (array <= 1).all():  # so for nan
+        raise ValueError(
+            f"{path} has values from {array.min():.4g} to {array.max():.4g}; floating images go from 0 to 1"
+        )
+    return torch.from_numpy((array * 255).round().astype(np.uint8))
+
+
+def _as_labels(array: np.ndarray, count: int, path: Path) -> Tensor:
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{path} has labels of shape {array.shape} and type {array.dtype}; give {count} whole numbers")
+    if array.min() < 0 or array.max() >= NUM_CLASSES:
+        raise ValueError(f"{path} has labels from {array.min()} to {array.max()}; they go from 0 to {NUM_CLASSES - 1}")
+    if len(np.unique(array)) < NUM_CLASSES:
+        raise ValueError(
+            f"{path} has labels of {len(np.unique(array))} classes; leave them out, or show all {NUM_CLASSES}"
+        )
+    return torch.from_numpy(array.astype(np.int64))

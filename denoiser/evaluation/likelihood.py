@@ -1,0 +1,190 @@
+"""The variational bound on the data's likelihood in bits per dimension (Ho et al. 2020, eq. 5)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from denoiser.checks import check_positive
+from denoiser.data import ImageSet
+from denoiser.randomness import LIKELIHOOD, seeded_generator
+
+BIN = 2 / 255  # width of a grey level in [-1, 1]
+BATCH_SIZE = 100  # images whose noise is drawn together: a fact of the figure, not a setting
+BUCKETS = 20
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Terms of the bound for some images, in bits per dimension.
+
+    Attributes:
+        prior: `(count,)`: KL of q(x_T | x_0) from the standard normal.
+        decoder: `(count,)`: -log p(x_0 | x_1) of the discretised decoder (Ho et al. 2020, eq. 13).
+        terms: `(count, draws)`: KL of one denoising step (eq. 8) at each of the timesteps drawn.
+        timesteps: `(count, draws)`, from 1: those that `terms` belong to.
+        num_steps: How many such terms the bound has.
+    """
+
+    prior: Tensor
+    decoder: Tensor
+    terms: Tensor
+    timesteps: Tensor
+    num_steps: int
+
+    @property
+    def total(self) -> Tensor:
+        """The bound for each image, `(count,)`, an unbiased estimate."""
+        return self.prior + self.decoder + self.num_steps * self.terms.mean(dim=1)
+
+    def summary(self) -> dict[str, object]:
+        """Return the mean bound with its standard error, its parts, and what each twentieth of the timesteps adds."""
+        width = (self.num_steps + 1) / BUCKETS
+        bucket = (self.timesteps / width).long()
+        share = self.num_steps / self.terms.numel()
+        sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket.flatten(), self.terms.flatten())
+        return {
+            "bits_per_dimension": self.total.mean().item(),
+            "standard_error": (self.total.std() / len(self.total) ** 0.5).item(),
+            "prior": self.prior.mean().item(),
+            "decoder": self.decoder.mean().item(),
+            "denoising": (self.num_steps * self.terms.mean()).item(),
+            "by_timestep": [
+                {"from": math.ceil(index * width) or 1, "to": math.ceil((index + 1) * width) - 1, "bits": bits * share}
+                for index, bits in enumerate(sums.tolist())
+            ],
+            "images": len(self.total),
+        }
+
+    @staticmethod
+    def join(parts: "list[Bound]") -> "Bound":
+        """Put the bounds of several batches together."""
+        names = ("prior", "decoder", "terms", "timesteps")
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Bound(**tensors, num_steps=parts[0].num_steps)
+
+
+def num_batches(images: ImageSet) -> int:
+    """Return how many batches `bound_of_batch` cuts the images into."""
+    return math.ceil(len(images) / BATCH_SIZE)
+
+
+@torch.no_grad()
+def bound_of_batch(
+    model: nn.Module, scheduler: DDPMScheduler, images: ImageSet, batch: int, draws: int, seed: int = 0
+) -> Bound:
+    """Bound the likelihood of one batch of images, given their labels if the model takes any.
+
+    The first term (the prior) and the last (the decoder) are computed for each image, the many between at `draws`
+    timesteps, one in each of as many equal parts of the range. Nothing is clipped.
+
+    Args:
+        model: Backbone with `UNet2DModel`'s call contract.
+        scheduler: The noise schedule and the prediction type; `variance_type` "fixed_large" makes the reverse steps'
+            variance beta_t, else it is that of q(x_{t-1} | x_t, x_0), with the second step's for the first, which is 0
+            (Nichol & Dhariwal 2021, appendix).
+        images: Images to explain.
+        batch: Which batch of them.
+        draws: Timesteps drawn for each image.
+        seed: Of the noise and the timesteps.
+
+    Raises:
+        ValueError: If the bound is not finite.
+    """
+    check_positive(draws=draws)
+    device = images.images.device
+    rows = torch.arange(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(images)), device=device)
+    clean, labels = images.batch(rows)
+    conditions = {"class_labels": labels} if getattr(model, "config", {}).get("num_class_embeds") else {}
+    schedule = _Schedule(scheduler, device)
+    generator = seeded_generator(LIKELIHOOD, seed, batch)
+
+    def predicted(timesteps: Tensor) -> Tensor:
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        return schedule.clean(noisy.double(), model(noisy, timesteps, **conditions).sample.double(), timesteps)
+
+    first = torch.zeros(len(rows), dtype=torch.long, device=device)
+    mean = predicted(first)  # the posterior of the first step is the clean image itself
+    decoder = -discretised_log_likelihood(clean.double(), mean, schedule.log_variance[0] / 2)
+    strata = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64).to(device)
+    position = (torch.arange(draws, device=device) + strata) / draws
+    last = len(schedule.betas) - 1
+    timesteps = (1 + (position * last).long()).clamp(max=last)
+    terms = [schedule.denoising_term(clean.double(), predicted(part), part) for part in timesteps.T]
+    bound = Bound(
+        prior=_bits(schedule.prior_term(clean.double())),
+        decoder=_bits(decoder),
+        terms=torch.stack([_bits(term) for term in terms], dim=1),
+        timesteps=timesteps,
+        num_steps=last,
+    )
+    if not bound.total.isfinite().all():
+        raise ValueError("the likelihood bound is not finite: the network cannot undo the noise of every timestep")
+    return bound
+
+
+class _Schedule:
+    """The coefficients of the forward process and its posterior, `(timesteps,)` each in float64."""
+
+    def __init__(self, scheduler: DDPMScheduler, device: torch.device) -> None:
+        self.prediction_type = scheduler.config.prediction_type
+        self.betas = scheduler.betas.double().to(device)
+        self.alphas_cumprod = (1 - self.betas).cumprod(0)
+        before = torch.cat([torch.ones_like(self.betas[:1]), self.alphas_cumprod[:-1]])
+        posterior = self.betas * (1 - before) / (1 - self.alphas_cumprod)
+        self.log_posterior_variance = torch.cat([posterior[1:2], posterior[1:]]).log()
+        large = scheduler.config.variance_type in ("fixed_large", "fixed_large_log")
+        self.log_variance = self.betas.log() if large else self.log_posterior_variance
+        self.clean_coefficient = before.sqrt() * self.betas / (1 - self.alphas_cumprod)  # Ho et al. 2020, eq. 7
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the clean image that a prediction of noise, velocity or image means."""
+        alpha = _column(self.alphas_cumprod[timesteps])
+        match self.prediction_type:
+            case "epsilon":
+                return (noisy - (1 - alpha).sqrt() * prediction) / alpha.sqrt()
+            case "v_prediction":
+                return alpha.sqrt() * noisy - (1 - alpha).sqrt() * prediction
+            case _:
+                return prediction
+
+    def prior_term(self, clean: Tensor) -> Tensor:
+        """Return the KL divergence of q(x_T | x_0) from the standard normal, in nats, shaped as the images."""
+        alpha = self.alphas_cumprod[-1]
+        return (alpha * clean**2 - alpha - (1 - alpha).log()) / 2
+
+    def denoising_term(self, clean: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the KL divergence of the reverse step from the posterior (Ho et al. 2020, eq. 8), in nats."""
+        log_ratio = _column(self.log_posterior_variance[timesteps] - self.log_variance[timesteps])
+        error = _column(self.clean_coefficient[timesteps]) * (clean - predicted)
+        return (log_ratio.exp() - 1 - log_ratio + error**2 / _column(self.log_variance[timesteps]).exp()) / 2
+
+
+def discretised_log_likelihood(images: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
+    """Return the log-probability, in nats, of each pixel's grey level under a Gaussian (Ho et al. 2020, eq. 13).
+
+    The outermost levels, -1 and 1, take all that lies beyond them.
+
+    Args:
+        images: Grey levels k of 256, as 2k / 255 - 1.
+        mean: Of the Gaussian, shaped as `images`, in the same units.
+        log_deviation: Log of its standard deviation; it broadcasts.
+    """
+    upper = torch.where(images > 1 - BIN / 2, math.inf, images - mean + BIN / 2) / log_deviation.exp()
+    lower = torch.where(images < -1 + BIN / 2, -math.inf, images - mean - BIN / 2) / log_deviation.exp()
+    right = upper + lower > 0  # mirrored to the left, where a small difference does not drown in 1
+    upper, lower = torch.where(right, -lower, upper), torch.where(right, -upper, lower)
+    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return log_upper + torch.log1p(-(log_lower - log_upper).exp())
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
+
+
+def _bits(nats: Tensor) -> Tensor:
+    """Return the mean over each image's dimensions, in bits."""
+    return nats.flatten(1).mean(dim=1) / math.log(2)

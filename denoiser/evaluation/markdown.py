@@ -1,0 +1,166 @@
+"""A report as a page of tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from denoiser.evaluation.report import Report
+
+LABELS = {
+    "frechet": "Fréchet distance",
+    "kernel": "kernel distance",
+    "kernel_error": "its standard error",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+SPACES = {"judge": "the judge's features", "pixels": "64 principal components of the pixels"}
+
+
+def render(report: Report, timings: dict[str, Any]) -> str:
+    """Return the report as Markdown; `timings` gives the images/s of the samplers."""
+    writers = {
+        "distances": distances,
+        "classes": _classes,
+        "guidance": _guidance,
+        "likelihood": _likelihood,
+        "memorisation": _memorisation,
+    }
+    parts = ["# Evaluation\n", _header(report)]
+    parts += [write(report) for name, write in writers.items() if name in report]
+    if "samplers" in report:
+        parts.append(_samplers(report, timings))
+    return "\n".join(parts)
+
+
+def distances(report: Report) -> str:
+    """Return the section of the distances."""
+    parts = ["## Distances\n"]
+    for space, splits in report["distances"].items():
+        for split, columns in splits.items():
+            rows = [
+                [LABELS[figure], *(_with_spread(columns[column][figure]) for column in ("samples", "floor", "ceiling"))]
+                for figure in columns["samples"]
+            ]
+            parts.append(f"Against the {split} split, in {SPACES[space]}:\n")
+            parts.append(_table(["", "samples", "floor", "ceiling"], rows))
+    parts.append(
+        "Floor: real images in the place of the samples, as many, from the other split. Ceiling: Gaussian noise with "
+        "the mean and the variance of each pixel.\n"
+    )
+    return "\n".join(parts)
+
+
+def render_probe(figures: dict[str, float]) -> str:
+    """Return the table of the evaluation that training itself makes."""
+    count = int(figures["evaluation_images"])
+    held_out = [
+        [f"quarter {quarter} of the timesteps", _number(figures[f"held_out_loss_quarter_{quarter}"]), ""]
+        for quarter in range(1, 5)
+        if f"held_out_loss_quarter_{quarter}" in figures
+    ]
+    rows = [
+        ["held-out loss, test split", _number(figures["held_out_loss"]), ""],
+        *held_out,
+    ]
+    if "frechet" in figures:
+        distance, floor = _number(figures["frechet"]), _number(figures["frechet_floor"])
+        rows.insert(0, [f"Fréchet distance of {count:,} images, judge's features, train split", distance, floor])
+    return _table(["at the end of training", "samples", "floor: real test images"], rows)
+
+
+def _header(report: Report) -> str:
+    facts = {**report.get("subject", {}), "images": report["images"], "sets of them (seeds)": report["sets"]}
+    facts["judge"] = f"{report['judge']['test_accuracy']:.1%} on the test split, {report['judge']['sha256'][:12]}"
+    return _table(["", ""], [[name, value] for name, value in facts.items()])
+
+
+def _classes(report: Report) -> str:
+    section = report["classes"]
+    rows = [
+        [
+            name,
+            *(_with_spread(row[figure]) for figure in ("frechet", "floor", "agreement")),
+            _number(section["agreement_floor"][index]),
+        ]
+        for index, (name, row) in enumerate(section["by_class"].items())
+    ]
+    columns = ["class", "Fréchet distance", "floor", "judge agrees", "floor"]
+    return (
+        "## By class\n\nDistance to the class's training images in the judge's features; the floors are the class's "
+        f"test images.\n\n{_table(columns, rows)}\nOver all classes the judge agrees with "
+        f"{_with_spread(section['agreement'])} of the images.\n\n![confusion](report/confusion.png)\n"
+    )
+
+
+def _guidance(report: Report) -> str:
+    rows = [
+        [
+            "real test images" if row.get("floor") else row["scale"],
+            *(_number(row[figure]) for figure in ("agreement", "recall", "frechet")),
+        ]
+        for row in report["guidance"]
+    ]
+    table = _table(["guidance scale", "judge agrees", "recall", "Fréchet distance"], rows)
+    count = report["guidance"][-1]["images"]
+    return f"## Guidance\n\n{count:,} images a row, train split.\n\n{table}\n![guidance](report/guidance.png)\n"
+
+
+def _likelihood(report: Report) -> str:
+    section = report["likelihood"]
+    parts = [[name, _number(section[name])] for name in ("prior", "denoising", "decoder")]
+    rows = [
+        [f"{row['from']} to {row['to']}", _number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0
+    ]
+    return (
+        f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13): "
+        f"**{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f} bits per dimension** (standard error "
+        f"over images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
+        f"{_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
+    )
+
+
+def _memorisation(report: Report) -> str:
+    section = report["memorisation"]
+    rows = [
+        [name.replace("_", " "), _number(value), _number(section["floor"][name])]
+        for name, value in section["samples"].items()
+    ]
+    return (
+        "## Memorisation\n\nThe two nearest training images in the judge's features; the ratio is the first distance "
+        f"over the second, near 0 for a copy.\n\n{_table(['', 'samples', 'real test images'], rows)}\n"
+        "The twelve closest pairs, sample left and training image right:\n\n![pairs](report/memorisation.png)\n"
+    )
+
+
+def _samplers(report: Report, timings: dict[str, Any]) -> str:
+    rows = []
+    for row in report["samplers"]:
+        figures = [_number(row["frechet"]), _number(row["recall"])]
+        if row.get("floor"):
+            rows.append(["real test images", "", "", *figures, ""])
+        else:
+            speed = timings["images_per_second"][f"{row['sampler']} {row['steps']}"]
+            rows.append([row["sampler"], row["steps"], row["calls"], *figures, _number(speed)])
+    columns = ["sampler", "steps", "network calls", "Fréchet distance", "recall", "images/s"]
+    count = report["samplers"][-1]["images"]
+    table = _table(columns, rows)
+    return f"## Samplers\n\n{count:,} images a row, train split.\n\n{table}\n![samplers](report/samplers.png)\n"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def _with_spread(figure: dict[str, float | None]) -> str:
+    mean, spread = figure["mean"], figure["spread"]
+    assert mean is not None
+    return _number(mean) if spread is None else f"{_number(mean)} ± {_number(spread)}"
+
+
+def _number(value: float) -> str:
+    """Four significant digits, without an exponent where a person would not write one."""
+    text = f"{value:.4g}"
+    return f"{value:.6f}" if "e-" in text and abs(value) >= 5e-7 else text.replace("-0", "0") if value == 0 else text

@@ -1,0 +1,72 @@
+"""A cheap evaluation of a network while it trains."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from denoiser.data import CLASS_NAMES, ImageSet
+from denoiser.evaluation.distances import Moments, frechet_distance
+from denoiser.evaluation.judge import IMAGE_SHAPE, judge_images, load_judge
+from denoiser.randomness import HELD_OUT, seeded_generator
+from denoiser.training.metrics import loss_by_quarter
+from denoiser.training.objective import denoising_loss
+from denoiser.training.processes import share_out
+from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, quantised
+
+
+class Probe:
+    """Held-out loss by quarter of the timesteps and, for FashionMNIST at 16x16, the Fréchet distance of some samples.
+
+    Both are of the same noise each time.
+
+    Args:
+        held_out: Images that the network is not trained on.
+        sampling: How to draw, and how many: the floor is measured with as many held-out images.
+
+    Raises:
+        FileNotFoundError: If the judge's file is missing.
+        ValueError: If it was altered.
+    """
+
+    def __init__(self, held_out: ImageSet, sampling: SamplingConfig) -> None:
+        self.held_out = ImageSet(
+            held_out.images[: sampling.num_images], held_out.labels[: sampling.num_images], held_out.class_names
+        )
+        self.sampling = sampling
+        known = held_out.class_names == CLASS_NAMES and tuple(held_out.images.shape[1:]) == IMAGE_SHAPE
+        self.judge = load_judge() if known else None
+
+    def figures(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler) -> dict[str, float]:
+        """Evaluate on all processes.
+
+        Args:
+            pipeline: The averaged weights and the sampler to draw with.
+            scheduler: Noise schedule and prediction type of the training.
+        """
+        figures = {"evaluation_images": len(self.held_out), **self._held_out_loss(pipeline, scheduler)}
+        if self.judge is not None:
+            indices = range(self.sampling.num_images)
+            parts = share_out(indices, lambda part: quantised(draw_samples(pipeline, self.sampling, indices=part)))
+            figures["frechet"] = self._frechet(torch.cat(parts))
+            figures["frechet_floor"] = self._frechet(self.held_out.images.cpu())
+        return figures
+
+    def _frechet(self, images: Tensor) -> float:
+        assert self.judge is not None
+        features, _ = judge_images(self.judge, images)
+        return frechet_distance(self.judge.moments("train"), Moments.of(features))
+
+    @torch.no_grad()
+    def _held_out_loss(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler) -> dict[str, float]:
+        num_timesteps, count = scheduler.config.num_train_timesteps, len(self.held_out)
+        device = self.held_out.images.device
+        generator = seeded_generator(HELD_OUT, 0)
+        noise = torch.randn(self.held_out.images.shape, generator=generator).to(device)
+        timesteps = (torch.arange(count) * num_timesteps // count).to(device)
+        losses = []
+        for rows in torch.arange(count, device=device).split(self.sampling.batch_size):
+            images, labels = self.held_out.batch(rows)
+            classes = labels if pipeline.num_classes is not None else None
+            losses.append(denoising_loss(pipeline.unet, scheduler, images, noise[rows], timesteps[rows], classes))
+        by_quarter = loss_by_quarter(torch.cat(losses), timesteps, num_timesteps)
+        return {f"held_out_{name}": value for name, value in by_quarter.items()}
