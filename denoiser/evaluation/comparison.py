@@ -60,21 +60,20 @@ class Comparison:
         self.features = {split: space.features(images.images) for split, images in self.sets.items()}
         self.moments = {split: Moments.of(features) for split, features in self.features.items()}
 
-    def figures(self, samples: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
+    def figures(self, features: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
         """Judge samples against each split, beside a floor and a ceiling.
 
         The floor has real images in the place of the samples, as many, from the other split: against the test split
         its own images would be at distance zero.
 
         Args:
-            samples: uint8 `(count, 1, 16, 16)`.
+            features: Of the samples, `(count, features)`.
             seed: Of the choice among the splits' images, and of the ceiling's noise.
 
         Returns:
             By split, then by "samples", "floor" and "ceiling": the figures of `distances.compare`.
         """
-        count = len(samples)
-        judged = Cloud(self.space.features(samples))
+        count, judged = len(features), Cloud(features)
         ceiling = Cloud(self.space.features(noise_images(self.sets["train"], count, seed)))
         real = {split: Cloud(self._subset(split, count, seed)) for split in self.sets}
         rows = {}
@@ -83,26 +82,27 @@ class Comparison:
             rows[split] = {name: compare(self.moments[split], real[split], cloud) for name, cloud in columns.items()}
         return rows
 
-    def in_short(self, samples: Tensor, seed: int) -> Figures:
+    def in_short(self, features: Tensor, seed: int) -> Figures:
         """Return just the Fréchet distance and the recall against the training split."""
-        cloud, real = Cloud(self.space.features(samples)), Cloud(self._subset("train", len(samples), seed))
+        cloud, real = Cloud(features), Cloud(self._subset("train", len(features), seed))
         recall = fidelity(real, cloud).recall
         return {"frechet": frechet_distance(self.moments["train"], cloud.moments), "recall": recall}
 
-    def by_class(self, samples: Tensor, labels: Tensor) -> list[Figures]:
-        """Return each class's Fréchet distance to its training images, and the floor: that of its test images."""
-        train, features = self.sets["train"], self.space.features(samples)
+    def by_class(self, features: Tensor, labels: Tensor) -> list[Figures]:
+        """Return each class's Fréchet distance to its training images, and the floor: that of as many test images."""
+        train = self.sets["train"]
         rows = []
         for label in range(len(train.class_names)):
             real = Moments.of(self.features["train"][train.labels == label])
-            held_out = Moments.of(self.features["test"][self.sets["test"].labels == label])
-            drawn = Moments.of(features[labels == label])
-            rows.append({"frechet": frechet_distance(real, drawn), "floor": frechet_distance(real, held_out)})
+            drawn = features[labels == label]
+            held_out = self.features["test"][self.sets["test"].labels == label][: len(drawn)]
+            distances = (frechet_distance(real, Moments.of(some)) for some in (drawn, held_out))
+            rows.append(dict(zip(("frechet", "floor"), distances, strict=True)))
         return rows
 
-    def nearest_training_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def nearest_training_images(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return distances to, and indices of, the two nearest training images of each image, `(count, 2)` both."""
-        return nearest(self.space.features(images), self.features["train"], 2)
+        return nearest(features, self.features["train"], 2)
 
     def _subset(self, split: str, count: int, seed: int) -> Tensor:
         features = self.features[split]

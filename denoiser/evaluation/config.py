@@ -29,7 +29,7 @@ class EvaluationConfig(SamplingConfig):
     seeds: int = 3
     batch_size: int = 250
     sections: list[str] | None = None
-    sweep_images: int = 2_000
+    sweep_images: int = 1_000
     likelihood_draws: int = 20
 
     def __post_init__(self) -> None:

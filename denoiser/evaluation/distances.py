@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from denoiser.evaluation.neighbours import count_within, radii
+from denoiser.evaluation.neighbours import overlap, radii
 from denoiser.randomness import EVALUATION, seeded_generator
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage (Naeem et al. 2020, section 4)
@@ -144,11 +144,10 @@ def fidelity(real: Cloud, samples: Cloud) -> Fidelity:
 
     Both need more than five images; equally many make the shares comparable.
     """
-    balls, held = count_within(samples.features, real.features, real.radii)
-    recalled, _ = count_within(real.features, samples.features, samples.radii)
+    balls, held, within = overlap(samples.features, real.features, samples.radii, real.radii)
     return Fidelity(
         precision=(balls > 0).double().mean().item(),
-        recall=(recalled > 0).double().mean().item(),
+        recall=(within > 0).double().mean().item(),
         density=balls.double().mean().item() / NEIGHBOURS,
         coverage=(held > 0).double().mean().item(),
     )

@@ -28,12 +28,15 @@ def judge_space(judge: Judge) -> FeatureSpace:
 def pixel_space(train: ImageSet) -> FeatureSpace:
     """Return the space of the training images' first 64 principal components: where their light is.
 
+    All are scaled by one number, so that their variance is 1 on average.
+
     No network has learned to overlook anything here, such as a shift by one pixel.
     """
     pixels = train.images.flatten(1).double() / 255
     mean = pixels.mean(dim=0)
-    _, directions = torch.linalg.eigh(pixels.T.cov())  # in the order of rising variance
+    variances, directions = torch.linalg.eigh(pixels.T.cov())  # in the order of rising variance
     components = directions[:, -NUM_COMPONENTS:]
+    components = components / variances[-NUM_COMPONENTS:].mean().sqrt()
 
     def project(images: Tensor) -> Tensor:
         return ((images.flatten(1).double() / 255 - mean) @ components).float()

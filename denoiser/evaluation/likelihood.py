@@ -23,39 +23,42 @@ class Bound:
     Attributes:
         prior: `(count,)`: KL of q(x_T | x_0) from the standard normal.
         decoder: `(count,)`: -log p(x_0 | x_1) of the discretised decoder (Ho et al. 2020, eq. 13).
-        terms: `(count, draws)`: KL of one denoising step (eq. 8) at each of the timesteps drawn.
+        terms: `(count, draws)`: KL of one denoising step (eq. 8) over the probability that its timestep was drawn with:
+            each an unbiased estimate of the sum over all denoising steps.
         timesteps: `(count, draws)`, from 1: those that `terms` belong to.
-        num_steps: How many such terms the bound has.
+        num_timesteps: Of the schedule.
+        variance_type: Of the reverse steps, as the scheduler's config names it.
     """
 
     prior: Tensor
     decoder: Tensor
     terms: Tensor
     timesteps: Tensor
-    num_steps: int
+    num_timesteps: int
+    variance_type: str
 
     @property
     def total(self) -> Tensor:
         """The bound for each image, `(count,)`, an unbiased estimate."""
-        return self.prior + self.decoder + self.num_steps * self.terms.mean(dim=1)
+        return self.prior + self.decoder + self.terms.mean(dim=1)
 
     def summary(self) -> dict[str, object]:
         """Return the mean bound with its standard error, its parts, and what each twentieth of the timesteps adds."""
-        width = (self.num_steps + 1) / BUCKETS
+        width = self.num_timesteps / BUCKETS
         bucket = (self.timesteps / width).long()
-        share = self.num_steps / self.terms.numel()
         sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket.flatten(), self.terms.flatten())
         return {
             "bits_per_dimension": self.total.mean().item(),
             "standard_error": (self.total.std() / len(self.total) ** 0.5).item(),
             "prior": self.prior.mean().item(),
             "decoder": self.decoder.mean().item(),
-            "denoising": (self.num_steps * self.terms.mean()).item(),
+            "denoising": self.terms.mean().item(),
             "by_timestep": [
-                {"from": math.ceil(index * width) or 1, "to": math.ceil((index + 1) * width) - 1, "bits": bits * share}
-                for index, bits in enumerate(sums.tolist())
+                {"from": math.ceil(index * width) or 1, "to": math.ceil((index + 1) * width) - 1, "bits": bits}
+                for index, bits in enumerate((sums / self.terms.numel()).tolist())
             ],
             "images": len(self.total),
+            "variance_type": self.variance_type,
         }
 
     @staticmethod
@@ -63,7 +66,7 @@ class Bound:
         """Put the bounds of several batches together."""
         names = ("prior", "decoder", "terms", "timesteps")
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return Bound(**tensors, num_steps=parts[0].num_steps)
+        return Bound(**tensors, num_timesteps=parts[0].num_timesteps, variance_type=parts[0].variance_type)
 
 
 def num_batches(images: ImageSet) -> int:
@@ -78,7 +81,7 @@ def bound_of_batch(
     """Bound the likelihood of one batch of images, given their labels if the model takes any.
 
     The first term (the prior) and the last (the decoder) are computed for each image, the many between at `draws`
-    timesteps, one in each of as many equal parts of the range. Nothing is clipped.
+    timesteps, stratified, and drawn the more often the more they weigh. Nothing is clipped.
 
     Args:
         model: Backbone with `UNet2DModel`'s call contract.
@@ -111,15 +114,16 @@ def bound_of_batch(
     decoder = -discretised_log_likelihood(clean.double(), mean, schedule.log_variance[0] / 2)
     strata = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64).to(device)
     position = (torch.arange(draws, device=device) + strata) / draws
-    last = len(schedule.betas) - 1
-    timesteps = (1 + (position * last).long()).clamp(max=last)
+    timesteps = torch.searchsorted(schedule.proposal.cumsum(0), position).clamp(1, len(schedule.proposal) - 1)
     terms = [schedule.denoising_term(clean.double(), predicted(part), part) for part in timesteps.T]
+    probability = schedule.proposal[timesteps]
     bound = Bound(
         prior=_bits(schedule.prior_term(clean.double())),
         decoder=_bits(decoder),
-        terms=torch.stack([_bits(term) for term in terms], dim=1),
+        terms=torch.stack([_bits(term) for term in terms], dim=1) / probability,
         timesteps=timesteps,
-        num_steps=last,
+        num_timesteps=len(schedule.betas),
+        variance_type=scheduler.config.variance_type,
     )
     if not bound.total.isfinite().all():
         raise ValueError("the likelihood bound is not finite: the network cannot undo the noise of every timestep")
@@ -138,6 +142,9 @@ class _Schedule:
         self.log_posterior_variance = torch.cat([posterior[1:2], posterior[1:]]).log()
         large = scheduler.config.variance_type in ("fixed_large", "fixed_large_log")
         self.log_variance = self.betas.log() if large else self.log_posterior_variance
+        weight = torch.cat([torch.zeros_like(before[:1]), self.betas[1:] / (1 - before[1:])])  # of white noise as data
+        uniform = torch.ones_like(weight).index_fill(0, torch.zeros(1, dtype=torch.long, device=device), 0)
+        self.proposal = (weight / weight.sum() + uniform / uniform.sum()) / 2
         self.clean_coefficient = before.sqrt() * self.betas / (1 - self.alphas_cumprod)  # Ho et al. 2020, eq. 7
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:

@@ -113,10 +113,11 @@ def _likelihood(report: Report) -> str:
     rows = [
         [f"{row['from']} to {row['to']}", _number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0
     ]
+    bound = f"{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f}"
     return (
-        f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13): "
-        f"**{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f} bits per dimension** (standard error "
-        f"over images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
+        f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13), "
+        f"the reverse steps' variance `{section['variance_type']}`: **{bound} bits per dimension** (standard error over "
+        f"images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
         f"{_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
     )
 

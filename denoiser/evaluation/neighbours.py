@@ -34,17 +34,24 @@ def radii(features: Tensor, k: int) -> Tensor:
     return distances[:, k]
 
 
-def count_within(queries: Tensor, centres: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """Count how many balls each query lies in, `(queries,)`, and how many queries each ball holds, `(centres,)`.
+def overlap(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count how the neighbourhoods of two sets overlap.
 
     Args:
-        queries: `(count, features)`.
-        centres: `(others, features)`, the middles of the balls.
-        radius: `(others,)`, their radii.
+        samples: `(count, features)`.
+        real: `(others, features)`.
+        sample_radii: `(count,)`, of the balls around the samples.
+        real_radii: `(others,)`, of the balls around the real images.
+
+    Returns:
+        How many real balls each sample lies in, `(count,)`; how many samples each real ball holds, and how many sample
+        balls each real image lies in, `(others,)` both.
     """
-    balls, held = [], torch.zeros(len(centres), dtype=torch.long)
-    for block in queries.split(BLOCK):
-        inside = torch.cdist(block, centres) < radius
-        balls.append(inside.sum(dim=1))
-        held += inside.sum(dim=0)
-    return torch.cat(balls), held
+    balls, held, within = [], torch.zeros(len(real)), torch.zeros(len(real))
+    for block, radius in zip(samples.split(BLOCK), sample_radii.split(BLOCK), strict=True):
+        distances = torch.cdist(block, real)
+        in_real = (distances < real_radii).float()  # whose sums are many times faster than those of booleans
+        balls.append(in_real.sum(dim=1))
+        held += in_real.sum(dim=0)
+        within += (distances < radius[:, None]).float().sum(dim=0)
+    return torch.cat(balls), held, within

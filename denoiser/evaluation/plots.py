@@ -30,7 +30,7 @@ def draw_pictures(report: Report, drawn: Drawn, train: ImageSet) -> dict[str, Im
 def memorisation_panel(report: Report, drawn: Drawn, train: ImageSet) -> Image.Image:
     """Lay the twelve closest pairs out, sample left and training image right, three pairs a row."""
     pairs = pairs_side_by_side(drawn.samples[0], train.images, report["memorisation"]["closest_pairs"])
-    return image_grid(pairs.float() / 255, columns=6)
+    return image_grid(pairs.float() / 255, columns=6, scale=8)
 
 
 def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
@@ -84,7 +84,8 @@ def samplers_plot(report: Report) -> Image.Image:
         own = [row for row in rows if row["sampler"] == name]
         axes.plot([row["calls"] for row in own], [row["frechet"] for row in own], "o-", label=name)
     axes.axhline(floor["frechet"], linestyle=":", color="black", label="real test images")
-    axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log", yscale="log")
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log")
     axes.legend()
     return _picture(figure)
 

@@ -12,8 +12,9 @@ from denoiser.data import ImageSet
 from denoiser.evaluation.comparison import Comparison, mean_and_spread
 from denoiser.evaluation.drawing import Drawn, calls
 from denoiser.evaluation.features import judge_space, pixel_space
-from denoiser.evaluation.judge import CARD, Judge, judge_images
+from denoiser.evaluation.judge import CARD, Judge
 from denoiser.evaluation.memorisation import closest_pairs, nearness
+from pipelines.sampling import spread_labels
 
 Report = dict[str, Any]
 
@@ -35,6 +36,96 @@ class Evidence:
     seed: int
 
 
+class Reporter:
+    """Judges what was drawn, section by section.
+
+    Args:
+        drawn: The images, and the bound where the likelihood is asked for.
+        evidence: Judge and data.
+    """
+
+    def __init__(self, drawn: Drawn, evidence: Evidence) -> None:
+        self.drawn, self.evidence, self.seed = drawn, evidence, evidence.seed
+        self.in_judge = Comparison(judge_space(evidence.judge), evidence.train, evidence.test)
+        self.features = [self.in_judge.space.features(images) for images in drawn.samples]
+
+    def distances(self) -> Report:
+        """Return every distance in both spaces, mean and spread over the sets."""
+        in_pixels = Comparison(pixel_space(self.evidence.train), self.evidence.train, self.evidence.test)
+        in_both = {
+            self.in_judge: self.features,
+            in_pixels: [in_pixels.space.features(images) for images in self.drawn.samples],
+        }
+        return {
+            comparison.space.name: mean_and_spread(
+                [comparison.figures(features, self.seed + index) for index, features in enumerate(sets)]
+            )
+            for comparison, sets in in_both.items()
+        }
+
+    def classes(self) -> Report:
+        """Return each class's distance, and how often the judge sees in an image the class that was asked for."""
+        names, labels = self.evidence.train.class_names, self.drawn.labels
+        assert labels is not None
+        rows, agreements, confusion = [], [], torch.zeros(len(names), len(names), dtype=torch.long)
+        for features in self.features:
+            seen = self._classify(features)
+            confusion += torch.bincount(labels * len(names) + seen, minlength=len(names) ** 2).reshape(confusion.shape)
+            agreements.append((seen == labels).double().mean().item())
+            own = _share_by_class(seen == labels, labels, len(names))
+            distances = self.in_judge.by_class(features, labels)
+            rows.append({name: {**distances[i], "agreement": own[i]} for i, name in enumerate(names)})
+        test_labels = self.evidence.test.labels
+        right = self._classify(self.in_judge.features["test"]) == test_labels
+        return {
+            "by_class": mean_and_spread(rows),
+            "agreement": mean_and_spread(agreements),
+            "agreement_floor": _share_by_class(right, test_labels, len(names)),
+            "confusion": confusion.tolist(),
+        }
+
+    def guidance(self) -> list[Report]:
+        """Return agreement, recall and distance for each guidance scale; last, those of real test images."""
+        num_classes, rows = len(self.evidence.train.class_names), []
+        for scale, images in self.drawn.by_guidance.items():
+            features = self.in_judge.space.features(images)
+            labels = torch.tensor(spread_labels(len(images), num_classes))
+            rows.append({"scale": scale, **self._in_short(features, labels)})
+        return [*rows, self._floor(len(images))]
+
+    def likelihood(self) -> Report:
+        """Return the bound in bits per dimension, and its parts."""
+        assert self.drawn.bound is not None
+        return self.drawn.bound.summary()
+
+    def memorisation(self) -> Report:
+        """Return how near the first set's samples are to training images, beside real test images."""
+        distances, indices = self.in_judge.nearest_training_images(self.features[0])
+        held_out, _ = self.in_judge.nearest_training_images(self.in_judge.features["test"][: len(distances)])
+        pairs = closest_pairs(distances, indices)
+        return {"samples": nearness(distances), "floor": nearness(held_out), "closest_pairs": pairs}
+
+    def samplers(self) -> list[Report]:
+        """Return the distance of each sampler and number of steps; last, that of real test images."""
+        rows: list[Report] = []
+        for (name, steps), images in self.drawn.by_sampler.items():
+            figures = self.in_judge.in_short(self.in_judge.space.features(images), self.seed)
+            rows.append({"sampler": name, "steps": steps, "calls": calls(name, steps), **figures})
+        return [*rows, self._floor(len(images))]
+
+    def _floor(self, count: int) -> Report:
+        features, labels = self.in_judge.features["test"][:count], self.evidence.test.labels[:count]
+        return {"floor": True, "images": count, **self._in_short(features, labels)}
+
+    def _in_short(self, features: Tensor, labels: Tensor) -> Report:
+        agreement = (self._classify(features) == labels).double().mean().item()
+        return {"agreement": agreement, **self.in_judge.in_short(features, self.seed)}
+
+    def _classify(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.evidence.judge.head(features).argmax(dim=1)
+
+
 def make_report(
     drawn: Drawn, sections: Sequence[str], evidence: Evidence, on_section: Callable[[str], object] = lambda name: None
 ) -> Report:
@@ -49,101 +140,17 @@ def make_report(
     Returns:
         Figures by section; all plain numbers, lists and dicts. "judge" says who judged.
     """
+    reporter = Reporter(drawn, evidence)
     report: Report = {
         "judge": json.loads(CARD.read_text()),
         "images": len(drawn.samples[0]),
         "sets": len(drawn.samples),
     }
-    in_judge = Comparison(judge_space(evidence.judge), evidence.train, evidence.test)
     for name in sections:
         on_section(name)
-        match name:
-            case "distances":
-                in_pixels = Comparison(pixel_space(evidence.train), evidence.train, evidence.test)
-                report[name] = {
-                    comparison.space.name: mean_and_spread(
-                        [comparison.figures(images, evidence.seed + i) for i, images in enumerate(drawn.samples)]
-                    )
-                    for comparison in (in_judge, in_pixels)
-                }
-            case "classes":
-                report[name] = _classes(drawn, in_judge, evidence)
-            case "guidance":
-                report[name] = _guidance(drawn, in_judge, evidence)
-            case "likelihood":
-                assert drawn.bound is not None
-                report[name] = drawn.bound.summary()
-            case "memorisation":
-                report[name] = _memorisation(drawn.samples[0], in_judge, evidence)
-            case "samplers":
-                report[name] = _samplers(drawn, in_judge, evidence)
+        report[name] = getattr(reporter, name)()
     return report
 
 
-def _classes(drawn: Drawn, comparison: Comparison, evidence: Evidence) -> Report:
-    """Each class's distance, and how often the judge sees in an image the class that was asked for."""
-    assert drawn.labels is not None
-    names, labels = evidence.train.class_names, drawn.labels
-    seen = [judge_images(evidence.judge, images)[1] for images in drawn.samples]
-    confusion = torch.stack([_confusion(labels, predicted, len(names)) for predicted in seen]).sum(dim=0)
-    _, of_test = judge_images(evidence.judge, evidence.test.images)
-    rows = []
-    for images, predicted in zip(drawn.samples, seen, strict=True):
-        agreement = _by_class(predicted == labels, labels, len(names))
-        distances = comparison.by_class(images, labels)
-        rows.append({name: {**distances[i], "agreement": agreement[i]} for i, name in enumerate(names)})
-    return {
-        "by_class": mean_and_spread(rows),
-        "agreement": mean_and_spread([(predicted == labels).double().mean().item() for predicted in seen]),
-        "agreement_floor": _by_class(of_test == evidence.test.labels, evidence.test.labels, len(names)),
-        "confusion": confusion.tolist(),
-    }
-
-
-def _guidance(drawn: Drawn, comparison: Comparison, evidence: Evidence) -> list[Report]:
-    """Agreement, recall and distance for each guidance scale; last, real test images."""
-    rows: list[Report] = []
-    for scale, images in drawn.by_guidance.items():
-        labels = torch.arange(len(images)) * len(evidence.train.class_names) // len(images)
-        rows.append(
-            {"scale": scale, **_agreement(images, labels, evidence), **comparison.in_short(images, evidence.seed)}
-        )
-    return [*rows, _floor(len(images), comparison, evidence)]
-
-
-def _samplers(drawn: Drawn, comparison: Comparison, evidence: Evidence) -> list[Report]:
-    """The distance of each sampler and number of steps; last, real test images."""
-    rows: list[Report] = []
-    for (name, steps), images in drawn.by_sampler.items():
-        figures = comparison.in_short(images, evidence.seed)
-        rows.append({"sampler": name, "steps": steps, "calls": calls(name, steps), "images": len(images), **figures})
-    return [*rows, _floor(len(images), comparison, evidence)]
-
-
-def _floor(count: int, comparison: Comparison, evidence: Evidence) -> Report:
-    images, labels = evidence.test.images[:count], evidence.test.labels[:count]
-    figures = comparison.in_short(images, evidence.seed)
-    return {"floor": True, "images": count, **_agreement(images, labels, evidence), **figures}
-
-
-def _memorisation(images: Tensor, comparison: Comparison, evidence: Evidence) -> Report:
-    distances, indices = comparison.nearest_training_images(images)
-    held_out, _ = comparison.nearest_training_images(evidence.test.images[: len(images)])
-    return {
-        "samples": nearness(distances),
-        "floor": nearness(held_out),
-        "closest_pairs": closest_pairs(distances, indices),
-    }
-
-
-def _agreement(images: Tensor, labels: Tensor, evidence: Evidence) -> Report:
-    return {"agreement": (judge_images(evidence.judge, images)[1] == labels).double().mean().item()}
-
-
-def _by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:
+def _share_by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:
     return [right[labels == label].double().mean().item() for label in range(num_classes)]
-
-
-def _confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """Count images by the class asked for (row) and the class seen (column)."""
-    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)

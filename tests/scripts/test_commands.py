@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from tests.conftest import DATA_ROOT, ROOT
@@ -53,6 +54,21 @@ def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
     figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in figures] == [5, 10, 15, 20]
     assert figures[-1]["loss"] < figures[0]["loss"]
+    assert figures[-1]["held_out_loss"] < figures[1]["held_out_loss"]  # evaluated after steps 10 and 20
+    assert "frechet" not in figures[0]
+    assert 0 < figures[-1]["frechet_floor"] < figures[-1]["frechet"]
+
+
+def test_the_pipeline_has_a_model_card(smoke_run):
+    run_dir, _ = smoke_run
+    card = ModelCard.load(run_dir / "pipeline" / "README.md")
+    assert card.data.library_name == "diffusers"
+    assert card.data.datasets == ["fashion_mnist"]
+    assert f"accelerate launch scripts/train.py --config configs/smoke.yaml --data.root {DATA_ROOT}" in card.text
+    assert "| Fréchet distance of 200 images" in card.text
+    grids = (run_dir / "pipeline" / "samples.png", run_dir / "samples" / "step-00000020.png")
+    with Image.open(grids[0]) as shown, Image.open(grids[1]) as drawn:
+        assert shown.tobytes() == drawn.tobytes()
 
 
 def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):

@@ -2,8 +2,16 @@ import numpy as np
 import pytest
 import torch
 from prdc import compute_prdc
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from denoiser.evaluation.distances import fidelity, frechet_distance, kernel_distance, sliced_wasserstein
+from denoiser.evaluation.distances import (
+    Cloud,
+    Moments,
+    fidelity,
+    frechet_distance,
+    kernel_distance,
+    sliced_wasserstein,
+)
 from denoiser.evaluation.neighbours import nearest, radii
 
 
@@ -12,9 +20,28 @@ def gaussian(count, features=8, mean=0.0, scale=1.0, seed=0):
 
 
 def test_the_frechet_distance_of_gaussians_is_the_known_one():
-    real, samples = gaussian(50_000), gaussian(50_000, mean=1.0, scale=1.5, seed=1)
-    assert frechet_distance(real, samples) == pytest.approx(8 * (1.0**2 + 0.5**2), rel=0.02)
-    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    real, samples = (Moments(torch.full((8,), mean), torch.eye(8) * var) for mean, var in ((0.0, 1.0), (1.0, 2.25)))
+    real, samples = (Moments(entry.mean.double(), entry.covariance.double()) for entry in (real, samples))
+    assert frechet_distance(real, samples) == pytest.approx(8 * (1.0**2 + 0.5**2), rel=1e-9)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_frechet_distance_of_moments_is_that_of_the_features_they_are_of():
+    mix = torch.randn(8, 8, generator=torch.Generator().manual_seed(5))
+    real, samples = gaussian(500) @ mix, gaussian(300, mean=0.3, seed=1)
+    passing_on = torch.nn.Identity()
+    passing_on.num_features = 8
+    metric = FrechetInceptionDistance(passing_on).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(samples.double(), real=False)
+    assert frechet_distance(Moments.of(real), Moments.of(samples)) == pytest.approx(metric.compute().item(), rel=1e-9)
+
+
+def test_a_set_that_comes_class_by_class_has_the_kernel_distance_of_the_shuffled_one():
+    samples = torch.cat([gaussian(1000, mean=mean, seed=int(mean)) for mean in (-3.0, -1.0, 1.0, 3.0)])
+    shuffled = samples[torch.randperm(4000, generator=torch.Generator().manual_seed(1))]
+    value, error = kernel_distance(shuffled, samples)
+    assert abs(value) < 4 * error
 
 
 def test_the_kernel_distance_is_unbiased_and_its_error_honest():
@@ -36,15 +63,15 @@ def test_too_few_images_for_the_kernel_distance_are_refused():
 def test_fidelity_is_that_of_the_package_prdc(mean, scale):
     real, samples = gaussian(1300), gaussian(1100, mean=mean, scale=scale, seed=1)
     expected = compute_prdc(real.double().numpy(), samples.double().numpy(), nearest_k=5)
-    ours = fidelity(real.double(), samples.double())
+    ours = fidelity(Cloud(real.double()), Cloud(samples.double()))
     for name, value in expected.items():
         assert getattr(ours, name) == pytest.approx(value, abs=1e-12), name
 
 
-def test_the_sliced_wasserstein_distance_of_a_shift_is_its_length_over_the_root_of_the_features():
+def test_the_sliced_wasserstein_distance_of_a_shift_is_its_squared_length_over_the_number_of_features():
     real = gaussian(5000)
     assert sliced_wasserstein(real, real) == pytest.approx(0, abs=1e-9)
-    assert sliced_wasserstein(real, real + 2.0) == pytest.approx(2.0, rel=0.1)
+    assert sliced_wasserstein(real, real + 2.0) == pytest.approx(2.0**2, rel=0.2)
     assert sliced_wasserstein(real, real + 2.0, seed=3) != sliced_wasserstein(real, real + 2.0)
 
 

@@ -43,7 +43,9 @@ def test_a_run_leaves_figures_grids_checkpoints_and_the_pipeline(make_trainer, m
     assert names == [
         "checkpoints/step-00000008",
         "checkpoints/step-00000010",
+        "pipeline/README.md",
         "pipeline/model_index.json",
+        "pipeline/samples.png",
         "pipeline/scheduler",
         "pipeline/unet",
         "samples/step-00000006.png",
@@ -188,7 +190,7 @@ def test_a_run_that_is_extended_is_not_finished_until_its_new_pipeline_is(make_t
     def killed(tracker):
         raise KeyboardInterrupt
 
-    second._finish = killed  # at the end of the steps, with a checkpoint of the last
+    second._save_pipeline = killed  # at the end of the steps, with a checkpoint of the last
     with pytest.raises(KeyboardInterrupt):
         second.train()
     another_process()
@@ -243,9 +245,9 @@ def test_a_budget_in_minutes_ends_the_run_with_a_rate_that_has_followed_the_cloc
     trainer = make_trainer(max_steps=None, max_minutes=0.05, log_every=1)
     trainer.train()
     assert trainer.budget.seconds >= 3
-    *_, before, last = metrics(trainer)
+    *_, earlier, before, last = metrics(trainer)
     assert last["learning_rate"] < before["learning_rate"]
-    spent = before["seconds"] / 3  # when the last step began, but for the writing of the line
+    spent = earlier["seconds"] / 3  # by then; the last step began later
     assert last["learning_rate"] <= trainer.training.learning_rate * (1 + math.cos(math.pi * spent)) / 2
 
 

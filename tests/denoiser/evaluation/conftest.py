@@ -1,0 +1,27 @@
+import pytest
+
+from denoiser.data import load_fashion_mnist
+from denoiser.evaluation.comparison import Comparison
+from denoiser.evaluation.features import judge_space, pixel_space
+from denoiser.evaluation.judge import load_judge
+from tests.conftest import DATA_ROOT
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    return load_fashion_mnist(DATA_ROOT, "test")
+
+
+@pytest.fixture(scope="session")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="session")
+def in_judge(judge, train_images, held_out):
+    return Comparison(judge_space(judge), train_images, held_out)
+
+
+@pytest.fixture(scope="session")
+def in_pixels(train_images, held_out):
+    return Comparison(pixel_space(train_images), train_images, held_out)
