@@ -144,7 +144,7 @@ def main() -> None:
         page = write(folder, report, timings, pictures)
         if options.pipeline:
             update_card(judged, report)
-        print(page)
+        print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
         print(
             f"report: {folder / 'report.md'}\n{drawing_seconds:.0f} s of drawing, "
             f"{timings['judging_seconds']:.0f} s of judging"

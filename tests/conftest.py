@@ -52,6 +52,11 @@ def train_images():
 
 
 @pytest.fixture(scope="session")
+def held_out():
+    return load_fashion_mnist(DATA_ROOT, "test")
+
+
+@pytest.fixture(scope="session")
 def some_images(train_images):
     """Return the first 256 training images."""
     return ImageSet(train_images.images[:256], train_images.labels[:256], train_images.class_names)

@@ -113,10 +113,10 @@ def _likelihood(report: Report) -> str:
     rows = [
         [f"{row['from']} to {row['to']}", _number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0
     ]
-    bound = f"{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f}"
+    bound, variance = f"{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f}", section["variance_type"]
     return (
         f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13), "
-        f"the reverse steps' variance `{section['variance_type']}`: **{bound} bits per dimension** (standard error over "
+        f"the reverse steps' variance `{variance}`: **{bound} bits per dimension** (standard error over "
         f"images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
         f"{_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
     )
@@ -128,10 +128,12 @@ def _memorisation(report: Report) -> str:
         [name.replace("_", " "), _number(value), _number(section["floor"][name])]
         for name, value in section["samples"].items()
     ]
+    table = _table(["", "samples", "real test images"], rows)
     return (
         "## Memorisation\n\nThe two nearest training images in the judge's features; the ratio is the first distance "
-        f"over the second, near 0 for a copy.\n\n{_table(['', 'samples', 'real test images'], rows)}\n"
-        "The twelve closest pairs, sample left and training image right:\n\n![pairs](report/memorisation.png)\n"
+        f"over the second, near 0 for a copy.\n\n{table}\n"
+        "The twelve closest pairs, sample left and training image right, are in `report/memorisation.png`.\n\n"
+        "![pairs](report/memorisation.png)\n"
     )
 
 

@@ -1,16 +1,19 @@
 """Everything that a user can get wrong ends in one line, exit status 2 and nothing half-written."""
 
+import functools
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 from torchvision.datasets import FashionMNIST
 
 from denoiser.cli import run
 from denoiser.data import CLASS_NAMES, fashion_mnist
+from denoiser.evaluation.judge import CARD, WEIGHTS, load_judge
 from pipelines import DenoisingPipeline
-from scripts import sample, train
+from scripts import evaluate, sample, train
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 
@@ -159,6 +162,7 @@ def pipelines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipelines")
     DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES).save_pretrained(folder / "classes")
     DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()).save_pretrained(folder / "plain")
+    DenoisingPipeline(tiny_unet(sample_size=32), DDPMScheduler()).save_pretrained(folder / "large")
     shutil.copytree(folder / "classes", folder / "damaged")
     (folder / "damaged" / "unet" / "config.json").write_text('{"_class_name": "UNet", "sample_size": 18}')
     return folder
@@ -195,3 +199,50 @@ def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
     assert message in error_of(sample, *given, *arguments.split())
     assert list(tmp_path.iterdir()) == []
     assert sorted(pipelines.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "message"),
+    [
+        ("nowhere", "", "nowhere is not a saved pipeline"),
+        ("damaged", "", "damaged cannot be loaded as a pipeline"),
+        ("large", "", "large draws images of (1, 32, 32); the judge sees (1, 16, 16)"),
+        ("classes", "--num_images 1999", "1999 images cannot be judged; give at least 2000"),
+        ("classes", "--num_images 10001", "10001 images cannot be judged"),
+        ("classes", "--seeds 0", "seeds is 0"),
+        ("classes", "--steps 1001", "1001 inference steps"),
+        ("classes", "--scheduler ddmp", "unknown scheduler 'ddmp' (did you mean 'ddpm'?)"),
+        ("classes", "--sections [classs]", "unknown section 'classs' (did you mean 'classes'?)"),
+        ("classes", "--images images.npz", "give either --pipeline or --images"),
+        ("classes", "--output_dir /proc/report", "/proc/report/report.json cannot be written"),
+        ("classes", "--num_image 2000", "unknown option 'num_image' (did you mean 'num_images'?)"),
+        ("plain", "--sections [classes]", "the section 'classes' cannot be made: the images have no labels"),
+        ("plain", "--sections [guidance]", "the section 'guidance' cannot be made: the network has no classes"),
+        ("plain", "--guidance_scale 2", "the network has no classes"),
+    ],
+)
+def test_evaluating(error_of, pipelines, tmp_path, pipeline, arguments, message):
+    before = sorted(pipelines.rglob("*"))
+    given = ["--pipeline", pipelines / pipeline, "--data_root", DATA_ROOT]
+    assert message in error_of(evaluate, *given, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(pipelines.rglob("*")) == before
+
+
+def test_evaluating_images_that_cannot_be(error_of, tmp_path):
+    np.savez(tmp_path / "few.npz", images=np.zeros((1999, 16, 16), np.uint8))
+    given = ["--data_root", DATA_ROOT, "--images"]
+    assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
+    assert "nowhere is neither a folder of PNG files nor an .npz file" in error_of(evaluate, *given, "nowhere")
+    assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
+    assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
+
+
+def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch):
+    weights = tmp_path / "judge.safetensors"
+    monkeypatch.setattr(evaluate, "load_judge", functools.partial(load_judge, weights, CARD))
+    given = ["--pipeline", pipelines / "classes", "--data_root", DATA_ROOT]
+    assert "judge.safetensors is missing: install the package again" in error_of(evaluate, *given)
+    weights.write_bytes(WEIGHTS.read_bytes()[:-1] + b"?")
+    assert "judge.safetensors was altered: its SHA-256 should be" in error_of(evaluate, *given)
+    assert not (pipelines / "report.json").exists()

@@ -1,8 +1,6 @@
 """The commands as a user types them: in their own process, on the real data."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,32 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from tests.conftest import DATA_ROOT, ROOT
-
-SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
-
-
-def command(*arguments, **environment):
-    """Run a command from the project's folder. Returns how it ended."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-@pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory):
-    """A run of the smoke config through `accelerate launch`, tracked offline, and what it printed."""
-    home = tmp_path_factory.mktemp("home")
-    run_dir = home / "run"
-    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/one_cpu.yaml"]
-    ended = command(*launch, *SMOKE, "--output_dir", str(run_dir), HOME=str(home), NETRC=str(home / "netrc"))
-    assert ended.returncode == 0, ended.stderr
-    return run_dir, ended.stdout
+from tests.scripts.conftest import SMOKE, command
 
 
 def test_training_says_what_it_made_and_what_to_type_next(smoke_run):

@@ -1,15 +1,8 @@
 import pytest
 
-from denoiser.data import load_fashion_mnist
 from denoiser.evaluation.comparison import Comparison
 from denoiser.evaluation.features import judge_space, pixel_space
 from denoiser.evaluation.judge import load_judge
-from tests.conftest import DATA_ROOT
-
-
-@pytest.fixture(scope="session")
-def held_out():
-    return load_fashion_mnist(DATA_ROOT, "test")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,101 @@
+"""`scripts/evaluate.py` as a user types it, on a pipeline of the smoke config and on images."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from denoiser.evaluation.config import SECTIONS
+from tests.conftest import DATA_ROOT, ROOT
+from tests.scripts.conftest import command
+
+EVALUATE = ["scripts/evaluate.py", "--data_root", str(DATA_ROOT)]
+SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_draws", "2"]
+PICTURES = ["confusion.png", "guidance.png", "likelihood.png", "memorisation.png", "samplers.png"]
+
+
+def evaluate(pipeline, output_dir, *options, launch=(), **environment):
+    given = ["--pipeline", str(pipeline), "--output_dir", str(output_dir), *SMALL, *options]
+    ended = command(*launch, *EVALUATE, *given, **environment)
+    assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def whole(smoke_run, tmp_path_factory):
+    """A copy of the smoke run with its whole report, and what the command printed."""
+    run_dir = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(smoke_run[0] / "pipeline", run_dir / "pipeline")
+    ended = command(*EVALUATE, "--pipeline", str(run_dir / "pipeline"), *SMALL)
+    assert ended.returncode == 0, ended.stderr
+    return run_dir, ended.stdout
+
+
+def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
+    run_dir, printed = whole
+    report, page = json.loads((run_dir / "report.json").read_text()), (run_dir / "report.md").read_text()
+    assert {*SECTIONS, "subject", "judge"} <= report.keys()
+    assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed
+    for title in ("Distances", "By class", "Guidance", "Likelihood", "Memorisation", "Samplers"):
+        assert f"\n## {title}\n" in page
+    assert sorted(path.name for path in (run_dir / "report").iterdir()) == PICTURES
+    for name in PICTURES:
+        with Image.open(run_dir / "report" / name) as picture:
+            assert len(set(picture.convert("L").tobytes())) > 10  # something is drawn on it
+    for space in ("judge", "pixels"):
+        for split in ("train", "test"):
+            columns = report["distances"][space][split]
+            for name in ("frechet", "kernel", "sliced_wasserstein"):
+                floor, samples, ceiling = (columns[column][name]["mean"] for column in ("floor", "samples", "ceiling"))
+                assert floor < samples  # of a network trained for twenty steps
+                assert floor < 0.1 * ceiling
+            assert columns["samples"]["recall"]["spread"] is not None
+    rows = {(row["sampler"], row["calls"]) for row in report["samplers"][:-1]}
+    few = {(name, steps) for name in ("ddpm", "ddim", "dpmsolver++", "unipc") for steps in (5, 10, 20, 50)}
+    assert rows >= few | {("ddpm", 1000)}
+    assert sum(map(sum, report["classes"]["confusion"])) == 4000
+
+
+def test_the_model_card_gets_the_table(whole):
+    card = (whole[0] / "pipeline" / "README.md").read_text()
+    assert "2 sets of 2,000 images, sde-dpmsolver++, 2 steps" in card
+    assert "| Fréchet distance | " in card
+    assert "at the end of training" not in card
+    assert card.startswith("---\ndatasets:")
+
+
+def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp_path):
+    run_dir, _ = whole
+    sections = ["--sections", "[distances,classes,guidance,likelihood,memorisation]"]
+    expected = json.loads((run_dir / "report.json").read_text())
+    del expected["samplers"]
+    evaluate(run_dir / "pipeline", tmp_path / "again", *sections)
+    assert json.loads((tmp_path / "again" / "report.json").read_text()) == expected
+    launch = ["-m", "accelerate.commands.launch", "--config_file"]
+    launch.append(str(ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"))
+    evaluate(run_dir / "pipeline", tmp_path / "two", *sections, launch=launch)
+    two = json.loads((tmp_path / "two" / "report.json").read_text())
+    for ours, theirs in (
+        (two["likelihood"]["bits_per_dimension"], expected["likelihood"]["bits_per_dimension"]),
+        (
+            two["distances"]["judge"]["test"]["samples"]["frechet"]["mean"],
+            expected["distances"]["judge"]["test"]["samples"]["frechet"]["mean"],
+        ),
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_images_are_judged_without_what_needs_a_pipeline_and_logged_to_wandb(held_out, tmp_path):
+    images, labels = held_out.images[:2000].numpy(), held_out.labels[:2000].numpy()
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    ended = command(
+        *[*EVALUATE, "--images", str(tmp_path / "images.npz"), "--tracking.mode", "offline"], HOME=str(tmp_path)
+    )
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
+    assert report["classes"]["agreement"]["mean"] > 0.9
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"judge/train/frechet" in log.read_bytes()
