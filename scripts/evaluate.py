@@ -1,6 +1,5 @@
 """Judge a trained pipeline, or images: python scripts/evaluate.py --pipeline runs/fashion_mnist/pipeline."""
 
-import json
 import sys
 import time
 from dataclasses import fields
@@ -8,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from PIL import Image
 from tqdm import tqdm
 
 from denoiser.cli import Parser, run
-from denoiser.data import load_fashion_mnist
+from denoiser.data import ImageSet, load_fashion_mnist
 from denoiser.evaluation.comparison import check_count, check_images
 from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.drawing import Drawing, Drawn
@@ -20,14 +18,14 @@ from denoiser.evaluation.inputs import load_images
 from denoiser.evaluation.judge import IMAGE_SHAPE, load_judge
 from denoiser.evaluation.markdown import render
 from denoiser.evaluation.plots import draw_pictures
-from denoiser.evaluation.report import Evidence, Report, make_report
-from denoiser.files import atomic_path, check_writable
+from denoiser.evaluation.report import Evidence, Report, flat_figures, make_report
+from denoiser.evaluation.writing import check_report_folder, write_report
 from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
 from denoiser.training.device import in_best_layout, must_use_cpu, use_all_cores
-from denoiser.training.processes import share_out
+from denoiser.training.processes import check_launch, share_out
 from denoiser.training.tracking import start_wandb
-from pipelines import DenoisingPipeline, load_pipeline
+from pipelines import load_pipeline
 
 
 def build_parser() -> Parser:
@@ -44,47 +42,49 @@ def build_parser() -> Parser:
     return parser
 
 
-def draw(
-    pipeline: DenoisingPipeline, config: EvaluationConfig, sections: list[str], test: Any, accelerator: Accelerator
-) -> Drawn:
-    """Draw all that the report needs, on all processes, with a bar of the network calls left."""
-    bar = tqdm(unit="call", unit_scale=True, disable=not accelerator.is_main_process, desc="drawing", mininterval=1.0)
-    with bar:
-        drawing = Drawing(
-            pipeline, config, share_out, on_work=lambda calls: bar.update(calls * accelerator.num_processes)
-        )
-        bar.reset(drawing.work(sections, len(test)))
-        return drawing.draw(sections, test)
+def from_images(path: Path, config: EvaluationConfig, test: ImageSet) -> tuple[Drawn, list[str], dict[str, Any]]:
+    """Return given images as if they had been drawn, the sections for them, and what the report says of them."""
+    images, labels = load_images(path)
+    sections = config.choose_sections(is_pipeline=False, has_labels=labels is not None, can_be_guided=False)
+    check_images(images, len(test))
+    return Drawn([images], labels), sections, {}
 
 
-def write(folder: Path, report: Report, timings: dict[str, Any], pictures: dict[str, Image.Image]) -> str:
-    """Write the report's files, pictures first, so that a page never shows what is not there. Returns the page."""
-    with atomic_path(folder / "report") as temporary:
-        temporary.mkdir()
-        for name, picture in pictures.items():
-            picture.save(temporary / f"{name}.png")
-    page = render(report, timings)
-    for name, text in (
-        ("report.json", json.dumps(report, indent=2) + "\n"),
-        ("timings.json", json.dumps(timings, indent=2) + "\n"),
-        ("report.md", page),
-    ):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text)
-    return page
+def from_pipeline(
+    path: Path, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator, bar: "tqdm[Any]"
+) -> tuple[Drawing, list[str], dict[str, Any]]:
+    """Return what draws from a pipeline, the sections for it, and what the report says of it."""
+    check_count(config.num_images, len(test))
+    pipeline = load_pipeline(path).to(accelerator.device)
+    if pipeline.image_shape != IMAGE_SHAPE:
+        raise ValueError(f"{path} draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
+    conditional = pipeline.num_classes is not None
+    sections = config.choose_sections(True, conditional, conditional and hasattr(pipeline.unet, "null_label"))
+    in_best_layout(pipeline.unet)
 
+    def tell(calls: int) -> None:
+        bar.update(calls * accelerator.num_processes)
 
-def figures_to_log(report: Report) -> dict[str, float]:
-    """Return the means of the distances and the bound, by name."""
-    figures = {
-        f"{space}/{split}/{name}": figure["mean"]
-        for space, splits in report.get("distances", {}).items()
-        for split, columns in splits.items()
-        for name, figure in columns["samples"].items()
+    drawing = Drawing(pipeline, config, sections, test.to(accelerator.device), share_out, tell)
+    bar.reset(drawing.work)
+    subject = {
+        "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
+        "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
     }
-    if "likelihood" in report:
-        figures["bits_per_dimension"] = report["likelihood"]["bits_per_dimension"]
-    return figures
+    return drawing, sections, subject
+
+
+def judge_all(drawn: Drawn, sections: list[str], evidence: Evidence) -> Report:
+    """Make the report, with a bar of its sections."""
+    with tqdm(
+        total=len(sections), desc="judging", bar_format="{desc}: section {n_fmt} of {total_fmt} {postfix}"
+    ) as bar:
+
+        def tell(section: str) -> None:
+            bar.set_postfix_str(section)
+            bar.update()
+
+        return make_report(drawn, sections, evidence, tell)
 
 
 def main() -> None:
@@ -96,66 +96,43 @@ def main() -> None:
         raise ValueError("give either --pipeline or --images: what shall be judged")
     judged = Path(options.pipeline or options.images)
     folder = Path(options.output_dir) if options.output_dir else judged.absolute().parent
-    check_writable(folder / "report.json")
+    check_report_folder(folder)
+    tracked = options.tracking.mode != "disabled"
     use_all_cores(PartialState(cpu=must_use_cpu()))
-    accelerator = Accelerator(cpu=must_use_cpu(), log_with=None if options.tracking.mode == "disabled" else "wandb")
+    accelerator = Accelerator(cpu=must_use_cpu(), log_with="wandb" if tracked else None)
+    check_launch(accelerator.num_processes)
     judge = load_judge()
     with accelerator.main_process_first():
-        train, test = (load_fashion_mnist(options.data_root, split) for split in ("train", "test"))
+        train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
 
     started = time.perf_counter()
-    subject: dict[str, Any] = {"judged": judged.name}
     if options.images:
-        images, labels = load_images(judged)
-        sections = config.choose_sections(False, labels is not None, False)
-        check_images(images, len(test))
-        drawn = Drawn([images], labels)
+        drawn, sections, subject = from_images(judged, config, test)
     else:
-        check_count(config.num_images, len(test))
-        pipeline = load_pipeline(judged).to(accelerator.device)
-        if pipeline.image_shape != IMAGE_SHAPE:
-            raise ValueError(f"{judged} draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
-        sections = config.choose_sections(True, pipeline.num_classes is not None, pipeline.num_classes is not None)
-        in_best_layout(pipeline.unet)
-        drawn = draw(pipeline, config, sections, test.to(accelerator.device), accelerator)
-        subject |= {
-            "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
-            "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
-        }
-    drawing_seconds = time.perf_counter() - started
-    if accelerator.is_main_process:
-        evidence = Evidence(judge, train, test, config.seed)
-        with tqdm(sections, desc="judging", bar_format="{desc}: {n_fmt} of {total_fmt} {postfix}") as bar:
-
-            def tell(section: str) -> None:
-                bar.set_postfix_str(section)
-                bar.update()
-
-            report = {"subject": subject, **make_report(drawn, sections, evidence, tell)}
-        timings = {
-            "drawing_seconds": drawing_seconds,
-            "judging_seconds": time.perf_counter() - started - drawing_seconds,
-            "images_per_second": {
-                f"{name} {steps}": config.sweep_images / seconds
-                for (name, steps), seconds in drawn.seconds_by_sampler.items()
-            },
-        }
-        pictures = draw_pictures(report, drawn, train)
-        page = write(folder, report, timings, pictures)
-        if options.pipeline:
-            update_card(judged, report)
-        print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
-        print(
-            f"report: {folder / 'report.md'}\n{drawing_seconds:.0f} s of drawing, "
-            f"{timings['judging_seconds']:.0f} s of judging"
-        )
-    if options.tracking.mode != "disabled":
+        bar = tqdm(unit="call", unit_scale=True, disable=not accelerator.is_main_process, desc="drawing")
+        drawing, sections, subject = from_pipeline(judged, config, test, accelerator, bar)
+    subject = {"judged": judged.name, **subject}
+    if tracked:
         start_wandb(accelerator, options.tracking, folder, subject)
-        if accelerator.is_main_process:
-            accelerator.log(figures_to_log(report))
-            for tracker in accelerator.trackers:
-                tracker.log_images({name: [picture] for name, picture in pictures.items()})
-        accelerator.end_training()
+    if options.pipeline:
+        with bar:
+            drawn = drawing.draw()
+    seconds = {"drawing": time.perf_counter() - started}
+    if accelerator.is_main_process:
+        report = {"subject": subject, **judge_all(drawn, sections, Evidence(judge, train, test, config.seed))}
+        seconds["judging"] = time.perf_counter() - started - seconds["drawing"]
+        speeds = {sampler: config.sweep_images / spent for sampler, spent in drawn.seconds_by_sampler.items()}
+        page, pictures = render(report, speeds), draw_pictures(report, drawn, train)
+        write_report(folder, report, page, pictures, seconds, speeds)
+        print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
+        print(f"report: {folder / 'report.md'}")
+        print(f"{seconds['drawing']:.0f} s of drawing, {seconds['judging']:.0f} s of judging")
+        accelerator.log(flat_figures(report))
+        for tracker in accelerator.trackers:
+            tracker.log_images({name: [picture] for name, picture in pictures.items()})
+        if options.pipeline and not options.output_dir:
+            update_card(judged, report)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

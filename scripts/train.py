@@ -1,19 +1,18 @@
 """Train a denoiser on FashionMNIST: accelerate launch scripts/train.py --config configs/fashion_mnist.yaml."""
 
-import os
 import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin
 
 from denoiser.checks import check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.training import RunConfig, Trainer, start_accelerator
+from denoiser.training.processes import check_launch
 
 
 def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
@@ -31,22 +30,6 @@ def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
     return config, built.model, built.scheduler
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """Raise `ValueError` if the launcher was asked for more processes than work together.
-
-    Without mpirun, `accelerate launch --cpu --num_processes 2` starts one and says nothing. The only trace is that it
-    sets `MASTER_PORT`, which it does for several processes only, without a `WORLD_SIZE`.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    asked_of_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    alone = accelerator.num_processes == 1 and asked_of_accelerate and "WORLD_SIZE" not in os.environ
-    if alone or started > accelerator.num_processes:
-        raise ValueError(
-            f"the launcher was asked for several processes, and {accelerator.num_processes} is at work; on CPUs use "
-            "accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
-        )
-
-
 def python() -> str:
     """Return what to type for this Python: its path from here if it is below, as a virtual environment's is."""
     executable = Path(sys.executable)
@@ -57,7 +40,7 @@ def main() -> None:
     """Train, and say what was made and what to type next."""
     config, model, scheduler = parse(sys.argv[1:])
     accelerator = start_accelerator(config)
-    check_launch(accelerator)
+    check_launch(accelerator.num_processes)
     with accelerator.main_process_first():  # which downloads or resizes, where need be; the others find it done
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
         held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)

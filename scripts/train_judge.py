@@ -2,9 +2,12 @@
 
 import sys
 
+from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.evaluation.judge import CARD, WEIGHTS, Judge, accuracy, save_judge, train_judge
+
+LEAST_ACCURACY = 0.92
 
 
 def main() -> None:
@@ -14,6 +17,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=16)
     options = parser.parse_args(sys.argv[1:])
+    check_positive(epochs=options.epochs)
     splits = {
         "train": load_fashion_mnist(options.data_root, "train"),
         "test": load_fashion_mnist(options.data_root, "test"),
@@ -25,7 +29,9 @@ def main() -> None:
     judge = train_judge(splits["train"], options.seed, options.epochs, on_epoch=tell)
     for split, images in splits.items():
         judge.measure(split, images)
-    save_judge(judge, accuracy(judge, splits["test"]), options.seed)
+    if (reached := accuracy(judge, splits["test"])) < LEAST_ACCURACY:
+        raise ValueError(f"the judge's test accuracy is {reached:.4f}, below {LEAST_ACCURACY}; train for more epochs")
+    save_judge(judge, reached, options.seed)
     print(f"{WEIGHTS}\n{CARD}")
 
 

@@ -8,7 +8,7 @@ from pipelines import SamplingConfig
 SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers")
 OF_PIPELINES = ("guidance", "likelihood", "samplers")  # what images alone cannot tell
 
-FEWEST_SWEPT = 100
+FEWEST_SWEPT, MOST_SWEPT = 100, 10_000  # no more than the test split has for the floor
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class EvaluationConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(seeds=self.seeds, likelihood_draws=self.likelihood_draws)
-        if self.sweep_images < FEWEST_SWEPT:
-            raise ValueError(f"sweep_images is {self.sweep_images}; give at least {FEWEST_SWEPT}")
+        if not FEWEST_SWEPT <= self.sweep_images <= MOST_SWEPT:
+            raise ValueError(f"sweep_images is {self.sweep_images}; give from {FEWEST_SWEPT} to {MOST_SWEPT}")
         for name in self.sections or ():
             if name not in SECTIONS:
                 raise ValueError(
                     f"unknown section '{name}'{did_you_mean(name, SECTIONS)}; known: {', '.join(SECTIONS)}"
                 )
 
-    def choose_sections(self, is_pipeline: bool, has_labels: bool, has_classes: bool) -> list[str]:
+    def choose_sections(self, is_pipeline: bool, has_labels: bool, can_be_guided: bool) -> list[str]:
         """Return the sections to make, in the report's order.
 
         Args:
             is_pipeline: Whether a pipeline is judged, not images.
             has_labels: Whether it is known what class each image was asked to be.
-            has_classes: Whether guidance is possible.
+            can_be_guided: Whether the network takes labels, and their absence.
 
         Raises:
             ValueError: If a section was asked for that cannot be made.
@@ -58,8 +58,8 @@ class EvaluationConfig(SamplingConfig):
             **({} if is_pipeline else dict.fromkeys(OF_PIPELINES, "images were given, and it needs a pipeline")),
             **({} if has_labels else {"classes": "the images have no labels"}),
         }
-        if is_pipeline and not has_classes:
-            reasons["guidance"] = "the network has no classes"
+        if is_pipeline and not can_be_guided:
+            reasons["guidance"] = "the network has no classes, or no null label"
         for name in self.sections or ():
             if name in reasons:
                 raise ValueError(f"the section '{name}' cannot be made: {reasons[name]}; leave it out")

@@ -16,6 +16,7 @@ from denoiser.randomness import EVALUATION, seeded_generator
 NEIGHBOURS = 5  # of precision, recall, density and coverage (Naeem et al. 2020, section 4)
 KERNEL_BLOCK = 1000  # images in each independent estimate of the kernel distance
 PROJECTIONS = 128
+BLOCKS = 4  # what these `EVALUATION` draws are for: see `comparison` for the others
 MIN_IMAGES = 2 * KERNEL_BLOCK  # that `compare` needs on both sides
 
 DISTANCES = ("frechet", "kernel", "sliced_wasserstein")  # 0 is best; the other figures of `compare` are shares
@@ -135,7 +136,7 @@ def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
 
 def _blocks(features: Tensor, num_blocks: int, which: int) -> tuple[Tensor, ...]:
     """Return disjoint random blocks: a set may come class by class, and a block has to be like the whole."""
-    order = torch.randperm(len(features), generator=seeded_generator(EVALUATION, 0, which))
+    order = torch.randperm(len(features), generator=seeded_generator(EVALUATION, 0, BLOCKS, which))
     return features[order[: num_blocks * KERNEL_BLOCK]].split(KERNEL_BLOCK)
 
 

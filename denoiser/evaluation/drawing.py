@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from denoiser.data import ImageSet
@@ -19,6 +20,8 @@ SAMPLERS = [
     (name, steps) for name in ("ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc") for steps in (5, 10, 20, 50)
 ]
 SAMPLERS.append(("ddpm", 1000))
+
+OF_SETS = {"distances", "classes", "memorisation"}  # the sections that look at the sets of images of every seed
 
 ShareOut = Callable[[Sequence[int], Callable[[Sequence[int]], Any]], list[Any]]
 
@@ -50,81 +53,113 @@ class Drawing:
     Args:
         pipeline: What is evaluated.
         config: What to draw.
+        sections: What the report shall have.
+        test: Test split, whose likelihood is bounded.
         share_out: `training.processes.share_out`, or what does the same.
         on_work: Called with a number of network calls on single images after they were made.
+
+    Raises:
+        ValueError: If the pipeline cannot draw as the config says, or its network has other classes than the data.
     """
 
     def __init__(
         self,
         pipeline: DenoisingPipeline,
         config: EvaluationConfig,
+        sections: Sequence[str],
+        test: ImageSet,
         share_out: ShareOut,
         on_work: Callable[[int], object] = lambda calls: None,
     ) -> None:
-        self.pipeline, self.config, self.share_out, self.on_work = pipeline, config, share_out, on_work
-        self.trained_scheduler = pipeline.scheduler
-        self.sampling = SamplingConfig(**{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)})
-        check_sampling(self.sampling, pipeline.unet, make_scheduler(config.scheduler, pipeline.scheduler.config))
+        self.pipeline, self.config, self.sections, self.test = pipeline, config, sections, test
+        self.share_out, self.on_work = share_out, on_work
+        trained = self.trained_scheduler = pipeline.scheduler
+        self.noise_schedule = trained if isinstance(trained, DDPMScheduler) else make_scheduler("ddpm", trained.config)
+        if pipeline.num_classes not in (None, len(test.class_names)):
+            raise ValueError(f"the network has {pipeline.num_classes} classes, and the data {len(test.class_names)}")
+        plain = SamplingConfig(**{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)})
+        swept = replace(plain, num_images=config.sweep_images)
+        self.sets = [replace(plain, seed=config.seed + index) for index in range(config.seeds)]
+        self.by_guidance = {scale: replace(swept, guidance_scale=scale) for scale in GUIDANCE_SCALES}
+        self.by_sampler = {
+            (name, steps): replace(swept, scheduler=name, steps=steps)
+            for name, steps in SAMPLERS
+            if steps <= trained.config.num_train_timesteps
+        }
+        if not set(sections) & OF_SETS:
+            self.sets = []
+        if "guidance" not in sections:
+            self.by_guidance = {}
+        if "samplers" not in sections:
+            self.by_sampler = {}
+        for sampling in self._samplings():  # better to learn it now than after half an hour
+            check_sampling(sampling, pipeline.unet, make_scheduler(sampling.scheduler, trained.config))
 
-    def work(self, sections: Sequence[str], num_test_images: int) -> int:
-        """Return how many network calls on single images `draw` makes in all processes together."""
-        config, sweep = self.config, self.config.sweep_images
-        guided = 1 if config.guidance_scale == 1 else 2
-        return (
-            config.seeds * config.num_images * config.steps * guided
-            + ("guidance" in sections) * sum(1 if scale == 1 else 2 for scale in GUIDANCE_SCALES) * sweep * config.steps
-            + ("samplers" in sections) * sum(calls(*sampler) for sampler in SAMPLERS) * sweep
-            + ("likelihood" in sections) * num_test_images * (config.likelihood_draws + 1)
-        )
+    @property
+    def work(self) -> int:
+        """How many network calls on single images `draw` makes in all processes together."""
+        images = sum(sampling.num_images * calls(sampling) for sampling in self._samplings())
+        return images + ("likelihood" in self.sections) * len(self.test) * (self.config.likelihood_draws + 1)
 
-    def draw(self, sections: Sequence[str], test: ImageSet) -> Drawn:
+    def draw(self) -> Drawn:
         """Draw all that the sections need."""
-        config, sweep = self.config, replace(self.sampling, num_images=self.config.sweep_images)
-        samples = [self.images(replace(self.sampling, seed=config.seed + index)) for index in range(config.seeds)]
-        drawn = Drawn(samples, class_labels(self.pipeline, config.num_images))
-        if "guidance" in sections:
-            drawn.by_guidance = {scale: self.images(replace(sweep, guidance_scale=scale)) for scale in GUIDANCE_SCALES}
-        if "likelihood" in sections:
-            drawn.bound = self.bound(test)
-        if "samplers" in sections:
-            for name, steps in SAMPLERS:
-                started = time.perf_counter()
-                drawn.by_sampler[name, steps] = self.images(replace(sweep, scheduler=name, steps=steps))
-                drawn.seconds_by_sampler[name, steps] = time.perf_counter() - started
+        drawn = Drawn([self.images(sampling) for sampling in self.sets], labels_asked_for(self.pipeline, self.config))
+        drawn.by_guidance = {scale: self.images(sampling) for scale, sampling in self.by_guidance.items()}
+        if "likelihood" in self.sections:
+            drawn.bound = self.bound()
+        for sampler, sampling in self.by_sampler.items():
+            started = time.perf_counter()
+            drawn.by_sampler[sampler] = self.images(sampling)
+            drawn.seconds_by_sampler[sampler] = time.perf_counter() - started
         return drawn
 
     def images(self, sampling: SamplingConfig) -> Tensor:
         """Draw images as uint8 `(num_images, 1, 16, 16)`."""
-        self.pipeline.scheduler = make_scheduler(sampling.scheduler, self.trained_scheduler.config)
-        per_image = calls(sampling.scheduler, sampling.steps) * (1 if sampling.guidance_scale == 1 else 2)
 
         def compute(indices: Sequence[int]) -> Tensor:
-            done = lambda count: self.on_work(count * per_image)  # noqa: E731
-            return quantised(draw_samples(self.pipeline, sampling, indices=indices, on_batch=done))
+            batches = draw_samples(
+                self.pipeline, sampling, indices=indices, on_batch=lambda count: self.on_work(count * calls(sampling))
+            )
+            return quantised(batches)
 
-        return torch.cat(self.share_out(range(sampling.num_images), compute))
+        self.pipeline.scheduler = make_scheduler(sampling.scheduler, self.trained_scheduler.config)
+        parts = self.share_out(range(sampling.num_images), compute)
+        self.pipeline.scheduler = self.trained_scheduler
+        return torch.cat(parts)
 
-    def bound(self, test: ImageSet) -> Bound:
+    def bound(self) -> Bound:
         """Bound the likelihood of the test images."""
-        unet, config = self.pipeline.unet, self.config
+        config = self.config
 
         def compute(batches: Sequence[int]) -> list[Bound]:
             parts = []
             for batch in batches:
-                parts.append(
-                    bound_of_batch(unet, self.trained_scheduler, test, batch, config.likelihood_draws, config.seed)
+                part = bound_of_batch(
+                    self.pipeline.unet, self.noise_schedule, self.test, batch, config.likelihood_draws, config.seed
                 )
-                self.on_work(parts[-1].terms.numel() + len(parts[-1].prior))
+                self.on_work(part.terms.numel() + len(part.prior))
+                parts.append(part)
             return parts
 
-        return Bound.join([part for parts in self.share_out(range(num_batches(test)), compute) for part in parts])
+        return Bound.join([part for parts in self.share_out(range(num_batches(self.test)), compute) for part in parts])
+
+    def _samplings(self) -> list[SamplingConfig]:
+        return [*self.sets, *self.by_guidance.values(), *self.by_sampler.values()]
 
 
-def calls(sampler: str, steps: int) -> int:
-    """Return the network calls that a sampler makes in so many steps: Heun's method makes two in all but the last."""
-    return 2 * steps - 1 if sampler == "heun" else steps
+def calls(sampling: SamplingConfig) -> int:
+    """Return the network calls for each image: Heun's method makes two in every step but the last, guidance doubles."""
+    steps = 2 * sampling.steps - 1 if sampling.scheduler == "heun" else sampling.steps
+    return steps if sampling.guidance_scale == 1 else 2 * steps
 
 
-def class_labels(pipeline: DenoisingPipeline, num_images: int) -> Tensor | None:
-    """Return the classes that `draw_samples` asks for, `(num_images,)`, or None."""
-    return None if pipeline.num_classes is None else torch.tensor(spread_labels(num_images, pipeline.num_classes))
+def sampler_key(name: str, steps: int) -> str:
+    """Return a sampler's name in flat tables."""
+    return f"{name} {steps}"
+
+
+def labels_asked_for(pipeline: DenoisingPipeline, config: SamplingConfig) -> Tensor | None:
+    """Return the classes that `draw_samples` asks for by default, `(num_images,)`, or None."""
+    if pipeline.num_classes is None:
+        return None
+    return torch.tensor(spread_labels(config.num_images, pipeline.num_classes))

@@ -1,28 +1,37 @@
 """Two independent ways of looking at images, so that neither one's blind spots decide."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from denoiser.data import ImageSet
-from denoiser.evaluation.judge import Judge, judge_images
+from denoiser.evaluation.distances import Moments
+from denoiser.evaluation.judge import SPLITS, Judge, judge_images
 
 NUM_COMPONENTS = 64
 
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A name, and what turns uint8 images `(count, 1, 16, 16)` into features `(count, features)` in float32."""
+    """A way of looking at images.
+
+    Attributes:
+        name: What the report calls it.
+        features: Turns uint8 images `(count, 1, 16, 16)` into features `(count, features)` in float32.
+        moments: Reference statistics of the splits, where they are known beforehand.
+    """
 
     name: str
     features: Callable[[Tensor], Tensor]
+    moments: Mapping[str, Moments] | None = None
 
 
 def judge_space(judge: Judge) -> FeatureSpace:
     """Return the space of the judge's features: what the images show."""
-    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0])
+    moments = {split: judge.moments(split) for split in SPLITS}
+    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0], moments)
 
 
 def pixel_space(train: ImageSet) -> FeatureSpace:

@@ -1,6 +1,7 @@
 """Images that somebody else drew, from a folder of PNG files or an `.npz` file."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from denoiser.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
 
+FEWEST_OF_A_CLASS = 100
 LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
 
 
@@ -51,7 +53,7 @@ def _read_png(path: Path) -> Tensor:
                     f"{path} is {image.size[0]}x{image.size[1]} {image.mode}; the judge sees 16x16 grey (L)"
                 )
             return torch.from_numpy(np.array(image))[None]
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a PNG: {error}") from error
 
 
@@ -63,7 +65,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
 
 
@@ -91,8 +93,7 @@ def _as_labels(array: np.ndarray, count: int, path: Path) -> Tensor:
         raise ValueError(f"{path} has labels of shape {array.shape} and type {array.dtype}; give {count} whole numbers")
     if array.min() < 0 or array.max() >= NUM_CLASSES:
         raise ValueError(f"{path} has labels from {array.min()} to {array.max()}; they go from 0 to {NUM_CLASSES - 1}")
-    if len(np.unique(array)) < NUM_CLASSES:
-        raise ValueError(
-            f"{path} has labels of {len(np.unique(array))} classes; leave them out, or show all {NUM_CLASSES}"
-        )
+    if (fewest := np.bincount(array, minlength=NUM_CLASSES).min()) < FEWEST_OF_A_CLASS:
+        wanted = f"{FEWEST_OF_A_CLASS} of each of the {NUM_CLASSES}"
+        raise ValueError(f"{path} has {fewest} images labelled as one class; give {wanted}, or leave the labels out")
     return torch.from_numpy(array.astype(np.int64))

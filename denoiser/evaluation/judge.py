@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -80,12 +81,25 @@ def load_judge(weights: Path = WEIGHTS, card: Path = CARD) -> Judge:
     for path in (weights, card):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: install the package again, or run scripts/train_judge.py")
-    content, expected = weights.read_bytes(), json.loads(card.read_text())["sha256"]
+    content, expected = weights.read_bytes(), read_card(card)["sha256"]
     if hashlib.sha256(content).hexdigest() != expected:
         raise ValueError(f"{weights} was altered: its SHA-256 should be {expected}; install the package again")
     judge = Judge()
     judge.load_state_dict(load(content))
     return judge.to(memory_format=torch.channels_last).eval()
+
+
+def read_card(card: Path = CARD) -> dict[str, Any]:
+    """Return what the judge's card says: "sha256", "test_accuracy" and "seed".
+
+    Raises:
+        ValueError: If it was altered so that it does not say that.
+    """
+    try:
+        facts = json.loads(card.read_text())
+        return {name: facts[name] for name in ("sha256", "test_accuracy", "seed")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{card} was altered: {error!r}; install the package again") from error
 
 
 def save_judge(judge: Judge, test_accuracy: float, seed: int, weights: Path = WEIGHTS, card: Path = CARD) -> None:

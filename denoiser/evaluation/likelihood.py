@@ -24,10 +24,11 @@ class Bound:
         prior: `(count,)`: KL of q(x_T | x_0) from the standard normal.
         decoder: `(count,)`: -log p(x_0 | x_1) of the discretised decoder (Ho et al. 2020, eq. 13).
         terms: `(count, draws)`: KL of one denoising step (eq. 8) over the probability that its timestep was drawn with:
-            each an unbiased estimate of the sum over all denoising steps.
+            their mean over an image's draws is an unbiased estimate of the sum over all denoising steps.
         timesteps: `(count, draws)`, from 1: those that `terms` belong to.
         num_timesteps: Of the schedule.
         variance_type: Of the reverse steps, as the scheduler's config names it.
+        given_labels: Whether the bound is of each image given its label.
     """
 
     prior: Tensor
@@ -36,6 +37,7 @@ class Bound:
     timesteps: Tensor
     num_timesteps: int
     variance_type: str
+    given_labels: bool
 
     @property
     def total(self) -> Tensor:
@@ -59,6 +61,7 @@ class Bound:
             ],
             "images": len(self.total),
             "variance_type": self.variance_type,
+            "given_labels": self.given_labels,
         }
 
     @staticmethod
@@ -66,7 +69,13 @@ class Bound:
         """Put the bounds of several batches together."""
         names = ("prior", "decoder", "terms", "timesteps")
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        return Bound(**tensors, num_timesteps=parts[0].num_timesteps, variance_type=parts[0].variance_type)
+        first = parts[0]
+        return Bound(
+            **tensors,
+            num_timesteps=first.num_timesteps,
+            variance_type=first.variance_type,
+            given_labels=first.given_labels,
+        )
 
 
 def num_batches(images: ImageSet) -> int:
@@ -98,32 +107,34 @@ def bound_of_batch(
     """
     check_positive(draws=draws)
     device = images.images.device
-    rows = torch.arange(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(images)), device=device)
-    clean, labels = images.batch(rows)
-    conditions = {"class_labels": labels} if getattr(model, "config", {}).get("num_class_embeds") else {}
-    schedule = _Schedule(scheduler, device)
+    rows = torch.arange(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(images)))
+    images_on_device, labels = images.batch(rows.to(device))
+    given_labels = getattr(model, "config", {}).get("num_class_embeds") is not None
+    conditions = {"class_labels": labels} if given_labels else {}
+    clean = images_on_device.cpu().double()  # not every device has float64
+    schedule = _Schedule(scheduler)
     generator = seeded_generator(LIKELIHOOD, seed, batch)
 
     def predicted(timesteps: Tensor) -> Tensor:
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        noisy = scheduler.add_noise(clean, noise, timesteps)
-        return schedule.clean(noisy.double(), model(noisy, timesteps, **conditions).sample.double(), timesteps)
+        noise, there = torch.randn(clean.shape, generator=generator).to(device), timesteps.to(device)
+        noisy = scheduler.add_noise(images_on_device, noise, there)
+        prediction = model(noisy, there, **conditions).sample
+        return schedule.clean(noisy.cpu().double(), prediction.cpu().double(), timesteps)
 
-    first = torch.zeros(len(rows), dtype=torch.long, device=device)
-    mean = predicted(first)  # the posterior of the first step is the clean image itself
-    decoder = -discretised_log_likelihood(clean.double(), mean, schedule.log_variance[0] / 2)
-    strata = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64).to(device)
-    position = (torch.arange(draws, device=device) + strata) / draws
+    mean = predicted(torch.zeros_like(rows))  # the posterior of the first step is the clean image itself
+    decoder = -discretised_log_likelihood(clean, mean, schedule.log_variance[0] / 2)
+    strata = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64)
+    position = (torch.arange(draws) + strata) / draws
     timesteps = torch.searchsorted(schedule.proposal.cumsum(0), position).clamp(1, len(schedule.proposal) - 1)
-    terms = [schedule.denoising_term(clean.double(), predicted(part), part) for part in timesteps.T]
-    probability = schedule.proposal[timesteps]
+    terms = [schedule.denoising_term(clean, predicted(part), part) for part in timesteps.T]
     bound = Bound(
-        prior=_bits(schedule.prior_term(clean.double())),
+        prior=_bits(schedule.prior_term(clean)),
         decoder=_bits(decoder),
-        terms=torch.stack([_bits(term) for term in terms], dim=1) / probability,
+        terms=torch.stack([_bits(term) for term in terms], dim=1) / schedule.proposal[timesteps],
         timesteps=timesteps,
         num_timesteps=len(schedule.betas),
         variance_type=scheduler.config.variance_type,
+        given_labels=given_labels,
     )
     if not bound.total.isfinite().all():
         raise ValueError("the likelihood bound is not finite: the network cannot undo the noise of every timestep")
@@ -133,9 +144,9 @@ def bound_of_batch(
 class _Schedule:
     """The coefficients of the forward process and its posterior, `(timesteps,)` each in float64."""
 
-    def __init__(self, scheduler: DDPMScheduler, device: torch.device) -> None:
+    def __init__(self, scheduler: DDPMScheduler) -> None:
         self.prediction_type = scheduler.config.prediction_type
-        self.betas = scheduler.betas.double().to(device)
+        self.betas = scheduler.betas.double().cpu()
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
         before = torch.cat([torch.ones_like(self.betas[:1]), self.alphas_cumprod[:-1]])
         posterior = self.betas * (1 - before) / (1 - self.alphas_cumprod)
@@ -143,8 +154,7 @@ class _Schedule:
         large = scheduler.config.variance_type in ("fixed_large", "fixed_large_log")
         self.log_variance = self.betas.log() if large else self.log_posterior_variance
         weight = torch.cat([torch.zeros_like(before[:1]), self.betas[1:] / (1 - before[1:])])  # of white noise as data
-        uniform = torch.ones_like(weight).index_fill(0, torch.zeros(1, dtype=torch.long, device=device), 0)
-        self.proposal = (weight / weight.sum() + uniform / uniform.sum()) / 2
+        self.proposal = (weight / weight.sum() + (weight > 0) / (weight > 0).sum()) / 2
         self.clean_coefficient = before.sqrt() * self.betas / (1 - self.alphas_cumprod)  # Ho et al. 2020, eq. 7
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
 """A report as a page of tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from denoiser.evaluation.report import Report
 
 LABELS = {
     "frechet": "Fréchet distance",
     "kernel": "kernel distance",
-    "kernel_error": "its standard error",
-    "sliced_wasserstein": "sliced Wasserstein",
+    "kernel_error": "standard error of the kernel distance",
+    "sliced_wasserstein": "sliced Wasserstein distance, squared",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
@@ -18,8 +20,8 @@ LABELS = {
 SPACES = {"judge": "the judge's features", "pixels": "64 principal components of the pixels"}
 
 
-def render(report: Report, timings: dict[str, Any]) -> str:
-    """Return the report as Markdown; `timings` gives the images/s of the samplers."""
+def render(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
+    """Return the report as Markdown; `speeds` gives the images/s by sampler and steps."""
     writers = {
         "distances": distances,
         "classes": _classes,
@@ -30,7 +32,7 @@ def render(report: Report, timings: dict[str, Any]) -> str:
     parts = ["# Evaluation\n", _header(report)]
     parts += [write(report) for name, write in writers.items() if name in report]
     if "samplers" in report:
-        parts.append(_samplers(report, timings))
+        parts.append(_samplers(report, speeds))
     return "\n".join(parts)
 
 
@@ -46,8 +48,10 @@ def distances(report: Report) -> str:
             parts.append(f"Against the {split} split, in {SPACES[space]}:\n")
             parts.append(_table(["", "samples", "floor", "ceiling"], rows))
     parts.append(
-        "Floor: real images in the place of the samples, as many, from the other split. Ceiling: Gaussian noise with "
-        "the mean and the variance of each pixel.\n"
+        "± is the standard deviation over the sets; the standard error of a kernel distance is over blocks of 1,000 "
+        "images, within a set. Floor: real images in the place of the samples, as many, from the other split; without "
+        "± it is of the whole test split. Ceiling: Gaussian noise with the mean and the variance of each pixel, "
+        "clipped to the grey levels.\n"
     )
     return "\n".join(parts)
 
@@ -71,7 +75,9 @@ def render_probe(figures: dict[str, float]) -> str:
 
 
 def _header(report: Report) -> str:
-    facts = {**report.get("subject", {}), "images": report["images"], "sets of them (seeds)": report["sets"]}
+    facts = dict(report.get("subject", {}))
+    if "images" in report:
+        facts |= {"images": f"{report['images']:,}", "sets of them (seeds)": report["sets"]}
     facts["judge"] = f"{report['judge']['test_accuracy']:.1%} on the test split, {report['judge']['sha256'][:12]}"
     return _table(["", ""], [[name, value] for name, value in facts.items()])
 
@@ -114,9 +120,10 @@ def _likelihood(report: Report) -> str:
         [f"{row['from']} to {row['to']}", _number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0
     ]
     bound, variance = f"{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f}", section["variance_type"]
+    given = "given their labels, " if section["given_labels"] else ""
     return (
         f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13), "
-        f"the reverse steps' variance `{variance}`: **{bound} bits per dimension** (standard error over "
+        f"{given}the reverse steps' variance `{variance}`: **{bound} bits per dimension** (standard error over "
         f"images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
         f"{_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
     )
@@ -137,14 +144,14 @@ def _memorisation(report: Report) -> str:
     )
 
 
-def _samplers(report: Report, timings: dict[str, Any]) -> str:
+def _samplers(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
     rows = []
     for row in report["samplers"]:
         figures = [_number(row["frechet"]), _number(row["recall"])]
         if row.get("floor"):
             rows.append(["real test images", "", "", *figures, ""])
         else:
-            speed = timings["images_per_second"][f"{row['sampler']} {row['steps']}"]
+            speed = speeds[row["sampler"], row["steps"]]
             rows.append([row["sampler"], row["steps"], row["calls"], *figures, _number(speed)])
     columns = ["sampler", "steps", "network calls", "Fréchet distance", "recall", "images/s"]
     count = report["samplers"][-1]["images"]
@@ -164,6 +171,5 @@ def _with_spread(figure: dict[str, float | None]) -> str:
 
 
 def _number(value: float) -> str:
-    """Four significant digits, without an exponent where a person would not write one."""
-    text = f"{value:.4g}"
-    return f"{value:.6f}" if "e-" in text and abs(value) >= 5e-7 else text.replace("-0", "0") if value == 0 else text
+    """Four significant digits, never with an exponent."""
+    return np.format_float_positional(value, precision=4, fractional=False, trim="-")

@@ -1,6 +1,5 @@
 """From images to a report: plain figures, the same to the last digit for the same seed."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from torch import Tensor
 
 from denoiser.data import ImageSet
 from denoiser.evaluation.comparison import Comparison, mean_and_spread
-from denoiser.evaluation.drawing import Drawn, calls
+from denoiser.evaluation.drawing import Drawn, calls, sampler_key
 from denoiser.evaluation.features import judge_space, pixel_space
-from denoiser.evaluation.judge import CARD, Judge
+from denoiser.evaluation.judge import Judge, read_card
 from denoiser.evaluation.memorisation import closest_pairs, nearness
+from pipelines import SamplingConfig
 from pipelines.sampling import spread_labels
 
 Report = dict[str, Any]
@@ -110,7 +110,8 @@ class Reporter:
         rows: list[Report] = []
         for (name, steps), images in self.drawn.by_sampler.items():
             figures = self.in_judge.in_short(self.in_judge.space.features(images), self.seed)
-            rows.append({"sampler": name, "steps": steps, "calls": calls(name, steps), **figures})
+            network_calls = calls(SamplingConfig(scheduler=name, steps=steps))
+            rows.append({"sampler": name, "steps": steps, "calls": network_calls, **figures})
         return [*rows, self._floor(len(images))]
 
     def _floor(self, count: int) -> Report:
@@ -142,7 +143,7 @@ def make_report(
     """
     reporter = Reporter(drawn, evidence)
     report: Report = {
-        "judge": json.loads(CARD.read_text()),
+        "judge": read_card(),
         "images": len(drawn.samples[0]),
         "sets": len(drawn.samples),
     }
@@ -150,6 +151,27 @@ def make_report(
         on_section(name)
         report[name] = getattr(reporter, name)()
     return report
+
+
+def flat_figures(report: Report) -> dict[str, float]:
+    """Return every figure of a report by its path, as a run log wants it; tables' rows by what they are about."""
+    figures: dict[str, float] = {}
+
+    def visit(path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                visit(f"{path}/{name}" if path else name, entry)
+        elif isinstance(value, float):
+            figures[path] = value
+
+    for name, section in report.items():
+        if name not in ("guidance", "samplers"):
+            visit(name, section)
+    for row in report.get("guidance", []):
+        visit(f"guidance/{row.get('scale', 'floor')}", row)
+    for row in report.get("samplers", []):
+        visit(f"samplers/{'floor' if row.get('floor') else sampler_key(row['sampler'], row['steps'])}", row)
+    return figures
 
 
 def _share_by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from PIL import Image
 
 from denoiser.data import CLASS_NAMES
@@ -28,9 +28,11 @@ those that were trained.
 Sampled with `{sampler}` in {sampler_steps} steps, guidance scale {guidance_scale:g}{classes}.
 
 ```python
-from pipelines import load_pipeline
+from pipelines import load_pipeline, make_scheduler
 
-images = load_pipeline("pipeline")(batch_size=8, seed=0).images
+pipeline = load_pipeline("pipeline")
+pipeline.scheduler = make_scheduler("{sampler}", pipeline.scheduler.config)
+images = pipeline(batch_size=8, seed=0, num_inference_steps={sampler_steps}).images
 ```
 
 ## Training
@@ -101,7 +103,7 @@ def update_card(folder: Path, report: dict[str, Any]) -> None:
     facts = report["subject"]
     intro = f"{report['sets']} sets of {report['images']:,} images, {facts['sampler']}; mean ± spread.\n\n"
     page = intro + distances(report).removeprefix("## Distances\n\n")
-    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], ModelCard.load(path).content)
+    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text())
     if count:
         with atomic_path(path) as temporary:
             temporary.write_text(text)

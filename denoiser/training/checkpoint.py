@@ -105,10 +105,11 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Prog
         averages = load_file(path / EMA_FILE)
         for index, tensor in enumerate(ema.shadow_params):
             tensor.copy_(averages[str(index)])
-    except (OSError, RuntimeError, KeyError, EOFError, UnpicklingError, SafetensorError) as error:
+        progress = Progress(**state["progress"])
+    except (OSError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
         raise _damaged(path, error) from error
     ema.optimization_step = state["ema_steps"]
-    return Progress(**state["progress"])
+    return progress
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -118,6 +119,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
         raise _damaged(path, KeyError(f"{STATE_FILE} lacks some of {', '.join(sorted(STATE_KEYS))}"))
+    if not all(isinstance(state[name], dict) for name in ("progress", "model", "scheduler")):
+        raise _damaged(path, TypeError(f"{STATE_FILE} has values of another kind"))
     return state
 
 

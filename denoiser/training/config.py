@@ -27,7 +27,7 @@ class TrainingConfig:
 
     Attributes:
         max_steps: Optimizer steps.
-        max_minutes: Minutes by the clock, sampling and checkpoints included; the learning rate follows the clock.
+        max_minutes: Minutes by the clock, all that it does included; the learning rate follows the clock.
         batch_size: Images in a forward pass of each process.
         gradient_accumulation_steps: Forward passes in an optimizer step.
         learning_rate: Peak rate of AdamW: reached after the warm-up, then decayed to zero along a cosine.

@@ -13,6 +13,8 @@ from denoiser.training.objective import denoising_loss
 from denoiser.training.processes import share_out
 from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, quantised
 
+FEWEST = 100  # images
+
 
 class Probe:
     """Held-out loss by quarter of the timesteps and, for FashionMNIST at 16x16, the Fréchet distance of some samples.
@@ -25,16 +27,18 @@ class Probe:
 
     Raises:
         FileNotFoundError: If the judge's file is missing.
-        ValueError: If it was altered.
+        ValueError: If it was altered, or the number of images cannot be judged.
     """
 
     def __init__(self, held_out: ImageSet, sampling: SamplingConfig) -> None:
-        self.held_out = ImageSet(
-            held_out.images[: sampling.num_images], held_out.labels[: sampling.num_images], held_out.class_names
-        )
+        count = sampling.num_images
+        if not FEWEST <= count <= len(held_out):
+            raise ValueError(f"evaluation_images is {count}; it must be from {FEWEST} to {len(held_out)}")
+        self.held_out = ImageSet(held_out.images[:count], held_out.labels[:count], held_out.class_names)
         self.sampling = sampling
         known = held_out.class_names == CLASS_NAMES and tuple(held_out.images.shape[1:]) == IMAGE_SHAPE
         self.judge = load_judge() if known else None
+        self.floor = self._frechet(self.held_out.images.cpu()) if known else None
 
     def figures(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler) -> dict[str, float]:
         """Evaluate on all processes.
@@ -43,12 +47,15 @@ class Probe:
             pipeline: The averaged weights and the sampler to draw with.
             scheduler: Noise schedule and prediction type of the training.
         """
-        figures = {"evaluation_images": len(self.held_out), **self._held_out_loss(pipeline, scheduler)}
-        if self.judge is not None:
+        figures: dict[str, float] = {
+            "evaluation_images": len(self.held_out),
+            **self._held_out_loss(pipeline, scheduler),
+        }
+        if self.floor is not None:
             indices = range(self.sampling.num_images)
             parts = share_out(indices, lambda part: quantised(draw_samples(pipeline, self.sampling, indices=part)))
             figures["frechet"] = self._frechet(torch.cat(parts))
-            figures["frechet_floor"] = self._frechet(self.held_out.images.cpu())
+            figures["frechet_floor"] = self.floor
         return figures
 
     def _frechet(self, images: Tensor) -> float:

@@ -167,7 +167,7 @@ class Trainer:
         evaluated = last or self.step % training.evaluate_every == 0
         if evaluated:
             self._evaluate()
-        if last or self.step % training.log_every == 0:
+        if evaluated or self.step % training.log_every == 0:
             tracker.log({**self._figures(), **(self.evaluation if evaluated else {})}, self.step)
             self.window = self._new_window()
         if last or self.step % training.sample_every == 0:
@@ -249,7 +249,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         if self.probe is not None:
-            self.evaluation = self.probe.figures(self._sampling_pipeline(), self.scheduler)
+            with self.accelerator.autocast():  # as in training, for speed
+                self.evaluation = self.probe.figures(self._sampling_pipeline(), self.scheduler)
 
     def _save_pipeline(self, tracker: Tracker) -> None:
         """Save what the run is for, with its card."""
@@ -257,13 +258,15 @@ class Trainer:
             self._evaluate()  # the run was killed between its last checkpoint and here
         if self.accelerator.is_main_process:
             with atomic_path(self.folder.pipeline) as temporary:
-                pipeline = self.pipeline()
+                pipeline, progress = self.pipeline(), Progress(self.step, self.budget.seconds)
                 pipeline.save_pretrained(temporary)
-                with Image.open(self.folder.grid(self.step)) as grid:
-                    progress = Progress(self.step, self.budget.seconds)
-                    write_card(temporary, grid, pipeline, self.config.sampling, progress, self.evaluation, self.command)
+                sampling = self.config.sampling
+                write_card(temporary, self._grid(), pipeline, sampling, progress, self.evaluation, self.command)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
+
+    def _grid(self) -> Image.Image:
+        return image_grid(draw_samples(self._sampling_pipeline(), self.config.sampling))
 
     def _sampling_pipeline(self) -> DenoisingPipeline:
         pipeline = self.pipeline()
@@ -273,7 +276,7 @@ class Trainer:
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
         if self.accelerator.is_main_process:
-            grid = image_grid(draw_samples(self._sampling_pipeline(), self.config.sampling))
+            grid = self._grid()
             save_image(grid, self.folder.grid(self.step))
             tracker.log_image("samples", grid, self.step)
         self.accelerator.wait_for_everyone()

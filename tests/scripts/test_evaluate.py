@@ -98,4 +98,16 @@ def test_images_are_judged_without_what_needs_a_pipeline_and_logged_to_wandb(hel
     assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    assert b"judge/train/frechet" in log.read_bytes()
+    content = log.read_bytes()
+    for name in ("distances/judge/train/samples/frechet/mean", "distances/pixels/test/floor/recall/mean"):
+        assert name.encode() in content
+
+
+def test_a_folder_that_is_not_a_report_is_not_replaced(smoke_run, tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.txt").write_text("years of work")
+    given = ["--pipeline", str(smoke_run[0] / "pipeline"), "--output_dir", str(tmp_path)]
+    ended = command(*EVALUATE, *given)
+    assert ended.returncode == 2
+    assert "is not a report's folder of pictures; give another --output_dir" in ended.stderr
+    assert (tmp_path / "report" / "thesis.txt").read_text() == "years of work"

@@ -115,6 +115,7 @@ def test_figures_are_a_function_of_the_seed(in_judge):
 def test_spread_is_that_over_seeds_and_none_with_one():
     assert mean_and_spread([{"a": 1.0}, {"a": 3.0}]) == {"a": {"mean": 2.0, "spread": pytest.approx(2**0.5)}}
     assert mean_and_spread([2.0]) == {"mean": 2.0, "spread": None}
+    assert mean_and_spread([2.0, 2.0 + 1e-12])["spread"] is None  # which is rounding
 
 
 @pytest.mark.parametrize(

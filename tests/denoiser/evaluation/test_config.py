@@ -18,7 +18,7 @@ def test_by_default_all_sections_are_made_that_can_be():
     ("section", "kind", "message"),
     [
         ("classes", (True, False, False), "'classes' cannot be made: the images have no labels"),
-        ("guidance", (True, False, False), "'guidance' cannot be made: the network has no classes"),
+        ("guidance", (True, False, False), "'guidance' cannot be made: the network has no classes, or no null label"),
         ("likelihood", (False, True, True), "'likelihood' cannot be made: images were given"),
     ],
 )
@@ -32,7 +32,7 @@ def test_a_section_that_cannot_be_made_is_refused_when_asked_for(section, kind, 
     [
         ({"seeds": 0}, "seeds is 0"),
         ({"sections": ["distance"]}, "unknown section 'distance' .did you mean 'distances'"),
-        ({"sweep_images": 99}, "sweep_images is 99; give at least 100"),
+        ({"sweep_images": 99}, "sweep_images is 99; give from 100 to 10000"),
         ({"likelihood_draws": 0}, "likelihood_draws is 0"),
         ({"scheduler": "ddmp"}, "did you mean 'ddpm'"),
     ],

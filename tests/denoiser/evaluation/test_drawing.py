@@ -5,7 +5,7 @@ from diffusers import DDPMScheduler
 from denoiser.data import CLASS_NAMES, ImageSet
 from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.drawing import GUIDANCE_SCALES, Drawing, calls
-from pipelines import SCHEDULERS, DenoisingPipeline, make_scheduler
+from pipelines import SCHEDULERS, DenoisingPipeline, SamplingConfig, make_scheduler
 from tests.conftest import tiny_basic_unet, tiny_unet
 
 
@@ -29,7 +29,8 @@ CONFIG = EvaluationConfig(num_images=20, seeds=2, steps=2, sweep_images=100, lik
 
 def test_the_shares_of_several_processes_are_what_one_draws(pipeline, some_images):
     one, many = (
-        Drawing(pipeline, CONFIG, share).draw(["likelihood"], some_images) for share in (alone, in_parts_of_seven)
+        Drawing(pipeline, CONFIG, ["distances", "likelihood"], some_images, share).draw()
+        for share in (alone, in_parts_of_seven)
     )
     for ours, theirs in zip(one.samples, many.samples, strict=True):
         assert (ours.int() - theirs.int()).abs().max() <= 1  # batches of another size round otherwise
@@ -42,10 +43,10 @@ def test_the_work_told_beforehand_is_the_work_done(pipeline, some_images):
     work, forwards = [], []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
     few = ImageSet(some_images.images[:30], some_images.labels[:30], CLASS_NAMES)
-    drawing = Drawing(pipeline, CONFIG, alone, work.append)
-    sections = ["guidance", "likelihood"]
-    drawn = drawing.draw(sections, few)
-    assert sum(work) == sum(forwards) == drawing.work(sections, len(few))
+    drawing = Drawing(pipeline, CONFIG, ["guidance", "likelihood"], few, alone, work.append)
+    drawn = drawing.draw()
+    assert drawn.samples == []  # which no section looks at
+    assert sum(work) == sum(forwards) == drawing.work
     assert tuple(drawn.by_guidance) == GUIDANCE_SCALES
 
 
@@ -55,10 +56,24 @@ def test_the_network_calls_of_a_sampler_are_counted_right(pipeline, name):
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
     pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
     pipeline(batch_size=1, num_inference_steps=5, seed=0)
-    assert len(forwards) == calls(name, 5)
+    assert len(forwards) == calls(SamplingConfig(scheduler=name, steps=5))
 
 
 def test_an_unconditional_pipeline_has_no_labels(some_images):
     pipeline = DenoisingPipeline(tiny_basic_unet(), DDPMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    assert Drawing(pipeline, CONFIG, alone).draw([], some_images).labels is None
+    assert Drawing(pipeline, CONFIG, ["distances"], some_images, alone).draw().labels is None
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is(pipeline, some_images):
+    with pytest.raises(ValueError, match="the network has 7 classes, and the data 10"):
+        Drawing(DenoisingPipeline(tiny_unet(num_class_embeds=7), DDPMScheduler()), CONFIG, [], some_images, alone)
+    short = DenoisingPipeline(tiny_unet(), DDPMScheduler(num_train_timesteps=20))
+    rows = Drawing(short, CONFIG, ["samplers"], some_images, alone).by_sampler
+    assert {steps for _, steps in rows} == {5, 10, 20}
+
+
+def test_a_pipeline_saved_with_another_scheduler_has_the_same_bound(pipeline, some_images):
+    other = DenoisingPipeline(pipeline.unet, make_scheduler("dpmsolver++", pipeline.scheduler.config), CLASS_NAMES)
+    ours, theirs = (Drawing(each, CONFIG, ["likelihood"], some_images, alone).draw() for each in (pipeline, other))
+    torch.testing.assert_close(ours.bound.total, theirs.bound.total)

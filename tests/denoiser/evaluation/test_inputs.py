@@ -10,16 +10,16 @@ from pipelines import save_images
 
 
 def test_a_folder_of_pictures_and_the_array_they_are_of_are_the_same_images(train_images, tmp_path):
-    images = train_images.images[:20]
+    images = train_images.images[:1000]
     save_images(images / 255, tmp_path / "pictures")
     from_folder, labels = load_images(tmp_path / "pictures")
     assert labels is None
     assert torch.equal(from_folder, images)
     for number, array in enumerate([images, images[:, 0], images.movedim(1, -1), images / 255]):
-        np.savez(tmp_path / f"{number}.npz", images=array.numpy(), labels=np.arange(20) % 10)
+        np.savez(tmp_path / f"{number}.npz", images=array.numpy(), labels=np.arange(1000) % 10)
         from_file, labels = load_images(tmp_path / f"{number}.npz")
         assert torch.equal(from_file, images)
-        assert labels.tolist() == [*range(10)] * 2
+        assert labels.tolist() == [*range(10)] * 100
     np.savez(tmp_path / "unnamed.npz", images.numpy())
     assert torch.equal(load_images(tmp_path / "unnamed.npz")[0], images)
 
@@ -38,7 +38,10 @@ GOOD = np.zeros((20, 16, 16), np.uint8)
         ({"a": GOOD, "b": GOOD}, "has the arrays a, b; call that of the images 'images'"),
         ({"images": GOOD, "labels": np.arange(19)}, r"labels of shape \(19,\)"),
         ({"images": GOOD, "labels": np.arange(20)}, "labels from 0 to 19; they go from 0 to 9"),
-        ({"images": GOOD, "labels": np.zeros(20, int)}, "labels of 1 classes; leave them out"),
+        (
+            {"images": GOOD, "labels": np.zeros(20, int)},
+            "has 0 images labelled as one class; give 100 of each of the 10",
+        ),
         ({"images": np.array([{"a": 1}], dtype=object)}, "cannot be read as an .npz file"),
     ],
 )

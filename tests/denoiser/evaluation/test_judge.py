@@ -47,6 +47,12 @@ def test_an_altered_or_missing_file_is_refused(tmp_path):
         load_judge(weights, card)
     shutil.copy(CARD, card)
     load_judge(weights, card)
+    facts = card.read_text()
+    for altered in ("{}", "[]", "cut"):
+        card.write_text(altered)
+        with pytest.raises(ValueError, match="judge.json was altered"):
+            load_judge(weights, card)
+    card.write_text(facts)
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)

@@ -10,7 +10,9 @@ from tests.conftest import tiny_unet
 def make_trainer(tmp_path, some_images, scheduler):
     """Return a maker of trainers of a tiny network in float32, for ten steps unless told otherwise."""
 
-    def make(output_dir="run", model=None, resume=None, images=some_images, tracking="disabled", **options):
+    def make(
+        output_dir="run", model=None, resume=None, images=some_images, tracking="disabled", held_out=None, **options
+    ):
         defaults = {"max_steps": 10, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 5}
         config = RunConfig(
             output_dir=str(tmp_path / output_dir),
@@ -19,7 +21,7 @@ def make_trainer(tmp_path, some_images, scheduler):
             tracking=TrackingConfig(mode=tracking),
             resume=resume,
         )
-        return Trainer(config, model or tiny_unet(), scheduler, start_accelerator(config), images)
+        return Trainer(config, model or tiny_unet(), scheduler, start_accelerator(config), images, held_out)
 
     return make
 

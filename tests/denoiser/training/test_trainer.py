@@ -386,3 +386,40 @@ def test_only_images_of_the_set_it_is_given_are_seen(make_trainer, some_images):
     make_trainer(images=Recording(some_images.images, some_images.labels, some_images.class_names)).train()
     assert 0 <= torch.cat(seen).min() <= torch.cat(seen).max() < len(some_images)
     assert len(torch.cat(seen).unique()) == 160  # ten steps of 16, and none twice within an epoch
+
+
+def test_evaluations_are_logged_at_their_interval_and_at_the_end(make_trainer, held_out):
+    trainer = make_trainer(held_out=held_out, evaluate_every=4, log_every=5, evaluation_images=100)
+    trainer.train()
+    evaluated = [line["step"] for line in metrics(trainer) if "held_out_loss" in line]
+    assert evaluated == [4, 8, 10]
+    assert [line["step"] for line in metrics(trainer)] == [4, 5, 8, 10]
+    last = metrics(trainer)[-1]
+    assert last["frechet"] > 5 * last["frechet_floor"]  # after ten steps
+    assert last["evaluation_images"] == 100
+    assert "| held-out loss, test split |" in (trainer.folder.pipeline / "README.md").read_text()
+
+
+def test_evaluations_change_nothing_in_the_training(make_trainer, held_out):
+    plain, watched = (
+        make_trainer("plain"),
+        make_trainer("watched", held_out=held_out, evaluate_every=3, evaluation_images=100),
+    )
+    for trainer in (plain, watched):
+        trainer.train()
+    assert equal(plain, watched)
+
+
+@pytest.mark.parametrize("count", [99, 10_001])
+def test_evaluations_of_too_few_or_too_many_images_are_refused(make_trainer, held_out, count):
+    with pytest.raises(ValueError, match=f"evaluation_images is {count}; it must be from 100 to 10000"):
+        make_trainer(held_out=held_out, evaluation_images=count)
+
+
+def test_a_finished_checkpoint_taken_elsewhere_gives_its_pipeline(make_trainer):
+    first = make_trainer()
+    first.train()
+    second = make_trainer("another", resume=str(first.last_checkpoint))
+    second.train()
+    assert (second.folder.pipeline / "samples.png").is_file()
+    assert equal(first, second)
