@@ -61,12 +61,15 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-        if size > LARGEST_FILE:
-            raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
+        if size <= LARGEST_FILE:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if any(not isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds files that are not arrays")
+            return arrays
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
 
 
 def _as_images(array: np.ndarray, path: Path) -> Tensor:
