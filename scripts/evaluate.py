@@ -51,7 +51,7 @@ def from_images(path: Path, config: EvaluationConfig, test: ImageSet) -> tuple[D
 
 
 def from_pipeline(
-    path: Path, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator, bar: "tqdm[Any]"
+    path: Path, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator
 ) -> tuple[Drawing, list[str], dict[str, Any]]:
     """Return what draws from a pipeline, the sections for it, and what the report says of it."""
     check_count(config.num_images, len(test))
@@ -61,17 +61,20 @@ def from_pipeline(
     conditional = pipeline.num_classes is not None
     sections = config.choose_sections(True, conditional, conditional and hasattr(pipeline.unet, "null_label"))
     in_best_layout(pipeline.unet)
-
-    def tell(calls: int) -> None:
-        bar.update(calls * accelerator.num_processes)
-
-    drawing = Drawing(pipeline, config, sections, test.to(accelerator.device), share_out, tell)
-    bar.reset(drawing.work)
+    drawing = Drawing(pipeline, config, sections, test.to(accelerator.device), share_out)
     subject = {
         "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
         "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
     }
     return drawing, sections, subject
+
+
+def draw_all(drawing: Drawing, accelerator: Accelerator) -> Drawn:
+    """Draw on all processes, with a bar of the network calls."""
+    hidden = not accelerator.is_main_process
+    with tqdm(total=drawing.work, unit="call", unit_scale=True, desc="drawing", disable=hidden) as bar:
+        drawing.on_work = lambda calls: bar.update(calls * accelerator.num_processes)
+        return drawing.draw()
 
 
 def judge_all(drawn: Drawn, sections: list[str], evidence: Evidence) -> Report:
@@ -109,14 +112,12 @@ def main() -> None:
     if options.images:
         drawn, sections, subject = from_images(judged, config, test)
     else:
-        bar = tqdm(unit="call", unit_scale=True, disable=not accelerator.is_main_process, desc="drawing")
-        drawing, sections, subject = from_pipeline(judged, config, test, accelerator, bar)
+        drawing, sections, subject = from_pipeline(judged, config, test, accelerator)
     subject = {"judged": judged.name, **subject}
     if tracked:
         start_wandb(accelerator, options.tracking, folder, subject)
     if options.pipeline:
-        with bar:
-            drawn = drawing.draw()
+        drawn = draw_all(drawing, accelerator)
     seconds = {"drawing": time.perf_counter() - started}
     if accelerator.is_main_process:
         report = {"subject": subject, **judge_all(drawn, sections, Evidence(judge, train, test, config.seed))}

@@ -88,7 +88,7 @@ class _Features(nn.Identity):
 
 def frechet_distance(real: Moments, samples: Moments) -> float:
     """Return the Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6), by torchmetrics."""
-    metric = FrechetInceptionDistance(_Features(len(real.mean))).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(_Features(len(real.mean)), sync_on_compute=False).set_dtype(torch.float64)
     metric.update(_points_with(real), real=True)
     metric.update(_points_with(samples), real=False)
     return metric.compute().item()
@@ -123,7 +123,9 @@ def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
     blocks = (_blocks(features, num_blocks, which) for which, features in enumerate((real, samples)))
     for real_block, sample_block in zip(*blocks, strict=True):
         with warnings.catch_warnings(category=UserWarning, action="ignore"):  # that it keeps the block in memory
-            metric = KernelInceptionDistance(_Features(real.shape[1]), subsets=1, subset_size=KERNEL_BLOCK)
+            metric = KernelInceptionDistance(
+                _Features(real.shape[1]), subsets=1, subset_size=KERNEL_BLOCK, sync_on_compute=False
+            )
         metric = metric.set_dtype(torch.float64)
         metric.update(real_block.double(), real=True)
         metric.update(sample_block.double(), real=False)

@@ -56,6 +56,8 @@ class Drawing:
         sections: What the report shall have.
         test: Test split, whose likelihood is bounded.
         share_out: `training.processes.share_out`, or what does the same.
+
+    Attributes:
         on_work: Called with a number of network calls on single images after they were made.
 
     Raises:
@@ -69,10 +71,10 @@ class Drawing:
         sections: Sequence[str],
         test: ImageSet,
         share_out: ShareOut,
-        on_work: Callable[[int], object] = lambda calls: None,
     ) -> None:
         self.pipeline, self.config, self.sections, self.test = pipeline, config, sections, test
-        self.share_out, self.on_work = share_out, on_work
+        self.share_out = share_out
+        self.on_work: Callable[[int], object] = lambda calls: None
         trained = self.trained_scheduler = pipeline.scheduler
         self.noise_schedule = trained if isinstance(trained, DDPMScheduler) else make_scheduler("ddpm", trained.config)
         if pipeline.num_classes not in (None, len(test.class_names)):

@@ -80,8 +80,10 @@ def test_a_collapse_to_a_hundred_images_leaves_nearly_no_coverage(figures, space
 def test_shuffled_labels_leave_the_judge_agreeing_by_chance(judge, train_images, held_out):
     images, labels = held_out.images[:COUNT], held_out.labels[:COUNT]
     shuffled = labels[torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))]
-    evidence = Evidence(judge, train_images, held_out, seed=0)
-    right, wrong = (Reporter(Drawn([images], given), evidence).classes() for given in (labels, shuffled))
+    reporter = Reporter(Drawn([images], labels), Evidence(judge, train_images, held_out, seed=0))
+    right = reporter.classes()
+    reporter.drawn = Drawn([images], shuffled)
+    wrong = reporter.classes()
     assert right["agreement"]["mean"] > 0.9
     assert wrong["agreement"]["mean"] < 0.15
     assert torch.tensor(right["confusion"]).sum() == COUNT

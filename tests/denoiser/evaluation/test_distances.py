@@ -38,8 +38,11 @@ def test_the_frechet_distance_of_moments_is_that_of_the_features_they_are_of():
 
 
 def test_a_set_that_comes_class_by_class_has_the_kernel_distance_of_the_shuffled_one():
-    samples = torch.cat([gaussian(1000, mean=mean, seed=int(mean)) for mean in (-3.0, -1.0, 1.0, 3.0)])
-    shuffled = samples[torch.randperm(4000, generator=torch.Generator().manual_seed(1))]
+    means = (-3.0, -1.0, 1.0, 3.0)
+    samples, others = (
+        torch.cat([gaussian(1000, mean=mean, seed=seed + index) for index, mean in enumerate(means)]) for seed in (0, 9)
+    )
+    shuffled = others[torch.randperm(4000, generator=torch.Generator().manual_seed(1))]
     value, error = kernel_distance(shuffled, samples)
     assert abs(value) < 4 * error
 

@@ -43,7 +43,8 @@ def test_the_work_told_beforehand_is_the_work_done(pipeline, some_images):
     work, forwards = [], []
     pipeline.unet.register_forward_pre_hook(lambda module, inputs: forwards.append(len(inputs[0])))
     few = ImageSet(some_images.images[:30], some_images.labels[:30], CLASS_NAMES)
-    drawing = Drawing(pipeline, CONFIG, ["guidance", "likelihood"], few, alone, work.append)
+    drawing = Drawing(pipeline, CONFIG, ["guidance", "likelihood"], few, alone)
+    drawing.on_work = work.append
     drawn = drawing.draw()
     assert drawn.samples == []  # which no section looks at
     assert sum(work) == sum(forwards) == drawing.work

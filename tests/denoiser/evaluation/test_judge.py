@@ -32,12 +32,10 @@ def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_reference_statistics_that_ship_are_those_of_the_split(split):
-    judge = load_judge()
-    features, _ = judge_images(judge, load_fashion_mnist(DATA_ROOT, split).images)
-    reference = judge.moments(split)
-    torch.testing.assert_close(reference.mean, features.double().mean(dim=0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(reference.covariance, features.double().T.cov(), atol=1e-5, rtol=1e-4)
+def test_the_reference_statistics_that_ship_are_those_of_the_split(in_judge, judge, split):
+    features, reference = in_judge.features[split].double(), judge.moments(split)
+    torch.testing.assert_close(reference.mean, features.mean(dim=0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(reference.covariance, features.T.cov(), atol=1e-5, rtol=1e-4)
 
 
 def test_an_altered_or_missing_file_is_refused(tmp_path):
