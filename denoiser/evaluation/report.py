@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,8 +47,16 @@ class Reporter:
 
     def __init__(self, drawn: Drawn, evidence: Evidence) -> None:
         self.drawn, self.evidence, self.seed = drawn, evidence, evidence.seed
-        self.in_judge = Comparison(judge_space(evidence.judge), evidence.train, evidence.test)
-        self.features = [self.in_judge.space.features(images) for images in drawn.samples]
+
+    @cached_property
+    def in_judge(self) -> Comparison:
+        """Both splits in the judge's features, which the likelihood can do without."""
+        return Comparison(judge_space(self.evidence.judge), self.evidence.train, self.evidence.test)
+
+    @cached_property
+    def features(self) -> list[Tensor]:
+        """The judge's features of each set of samples."""
+        return [self.in_judge.space.features(images) for images in self.drawn.samples]
 
     def distances(self) -> Report:
         """Return every distance in both spaces, mean and spread over the sets."""
@@ -142,11 +151,9 @@ def make_report(
         Figures by section; all plain numbers, lists and dicts. "judge" says who judged.
     """
     reporter = Reporter(drawn, evidence)
-    report: Report = {
-        "judge": read_card(),
-        "images": len(drawn.samples[0]),
-        "sets": len(drawn.samples),
-    }
+    report: Report = {"judge": read_card()}
+    if drawn.samples:  # which not every section looks at
+        report |= {"images": len(drawn.samples[0]), "sets": len(drawn.samples)}
     for name in sections:
         on_section(name)
         report[name] = getattr(reporter, name)()

@@ -110,15 +110,21 @@ def test_a_saved_unconditional_pipeline_opens_in_diffusers_stock_pipeline(tmp_pa
     assert len(stock(batch_size=2, num_inference_steps=2).images) == 2
 
 
-def test_diffusers_own_network_runs_in_it():
-    unet = UNet2DModel(
+def diffusers_own_unet(**options):
+    """Return a small `UNet2DModel` of 8x8 images."""
+    return UNet2DModel(
         sample_size=8,
         in_channels=1,
         out_channels=1,
         block_out_channels=(32,),
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
+        **options,
     )
+
+
+def test_diffusers_own_network_runs_in_it():
+    unet = diffusers_own_unet()
     assert draw(make_pipeline(unet)).shape == (3, 1, 8, 8)
 
 
@@ -248,15 +254,7 @@ def test_a_sampler_that_cannot_take_the_noise_schedule_is_refused(name):
 
 
 def test_guidance_needs_a_null_label():
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(32,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        num_class_embeds=10,
-    )
+    unet = diffusers_own_unet(num_class_embeds=10)
     pipeline = make_pipeline(unet)
     assert draw(pipeline, class_labels=[1, 2, 3]).shape == (3, 1, 8, 8)
     with pytest.raises(ValueError, match="UNet2DModel has no null label"):
