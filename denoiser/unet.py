@@ -33,15 +33,17 @@ class EncoderLevel(nn.Module):
 class DecoderLevel(nn.Module):
     """The blocks that work at this level's size, and the step that brings their map to the next finer one."""
 
-    def __init__(self, blocks: Sequence[Block], upsample: nn.Module) -> None:
+    def __init__(self, blocks: Sequence[Block], upsample: nn.Module, concatenate_skips: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.upsample = upsample
+        self.concatenate_skips = concatenate_skips
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         """Pop a map off `skips` for each block, and return `(batch, finer width, 2 h, 2 w)`."""
         for block in self.blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb)
+            skip = skips.pop()
+            x = block(torch.cat([x, skip], dim=1) if self.concatenate_skips else x + skip, emb)
         return self.upsample(x)
 
 
@@ -61,6 +63,8 @@ class UNet(ModelMixin, ConfigMixin):
         attention_head_dim: Channels of an attention head; divides the width of each attention level.
         norm_group_size: Channels in a normalisation group. Under 16 is legal, and slow on CPUs.
         patch_size: Side of the square of pixels that the stem moves into the channels; 1 leaves the image as it is.
+        concatenate_skips: Whether the decoder's blocks take the encoder's maps beside their own, as Ronneberger et al.
+            do, or added to them, which costs a fifth less and learns as well (docs/study.md).
         num_class_embeds: Number of classes, or None for an unconditional network.
         embedding_channels: Channels of the time and label embedding; four times the first width if None.
 
@@ -84,6 +88,7 @@ class UNet(ModelMixin, ConfigMixin):
         attention_head_dim: int = 32,
         norm_group_size: int = 16,
         patch_size: int = 1,
+        concatenate_skips: bool = False,
         num_class_embeds: int | None = None,
         embedding_channels: int | None = None,
     ) -> None:
@@ -132,8 +137,9 @@ class UNet(ModelMixin, ConfigMixin):
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             up = Upsample(width, widths[level - 1]) if level else nn.Identity()
-            # Every block takes the map of its twin in the encoder beside its own, hence twice the width.
-            self.decoder.append(DecoderLevel([block(2 * width, level) for _ in range(layers_per_block)], up))
+            width_in = 2 * width if concatenate_skips else width
+            blocks = [block(width_in, level) for _ in range(layers_per_block)]
+            self.decoder.append(DecoderLevel(blocks, up, concatenate_skips))
         self.head = nn.Sequential(
             group_norm(widths[0], norm_group_size),
             nn.SiLU(),

@@ -2,32 +2,13 @@
 
 import shlex
 import sys
-from dataclasses import fields
 from pathlib import Path
 
-import torch
-from diffusers import DDPMScheduler, ModelMixin
-
-from denoiser.checks import check_seed
-from denoiser.cli import Parser, run
+from denoiser.cli import run
 from denoiser.data import load_fashion_mnist
-from denoiser.training import RunConfig, Trainer, start_accelerator
+from denoiser.training import Trainer, start_accelerator
+from denoiser.training.command import parse_run
 from denoiser.training.processes import check_launch
-
-
-def parse(arguments: list[str]) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
-    """Read the config file and the command line, and build what they describe."""
-    parser = Parser(description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_class_arguments(RunConfig)
-    parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
-    parser.add_class_arguments(DDPMScheduler, "scheduler")
-    namespace = parser.parse_args(arguments)
-    check_seed(namespace.training.seed)
-    torch.manual_seed(namespace.training.seed)  # PyTorch draws initial weights from the global generator only
-    built = parser.instantiate(namespace)
-    config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
-    return config, built.model, built.scheduler
 
 
 def python() -> str:
@@ -38,7 +19,7 @@ def python() -> str:
 
 def main() -> None:
     """Train, and say what was made and what to type next."""
-    config, model, scheduler = parse(sys.argv[1:])
+    config, model, scheduler = parse_run(sys.argv[1:], __doc__)
     accelerator = start_accelerator(config)
     check_launch(accelerator.num_processes)
     with accelerator.main_process_first():  # which downloads or resizes, where need be; the others find it done

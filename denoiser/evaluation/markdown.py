@@ -46,7 +46,7 @@ def distances(report: Report) -> str:
                 for figure in columns["samples"]
             ]
             parts.append(f"Against the {split} split, in {SPACES[space]}:\n")
-            parts.append(_table(["", "samples", "floor", "ceiling"], rows))
+            parts.append(markdown_table(["", "samples", "floor", "ceiling"], rows))
     parts.append(
         "± is the standard deviation over the sets; the standard error of a kernel distance is over blocks of 1,000 "
         "images, within a set. Floor: real images in the place of the samples, as many, from the other split; without "
@@ -60,18 +60,18 @@ def render_probe(figures: dict[str, float]) -> str:
     """Return the table of the evaluation that training itself makes."""
     count = int(figures["evaluation_images"])
     held_out = [
-        [f"quarter {quarter} of the timesteps", _number(figures[f"held_out_loss_quarter_{quarter}"]), ""]
+        [f"quarter {quarter} of the timesteps", number(figures[f"held_out_loss_quarter_{quarter}"]), ""]
         for quarter in range(1, 5)
         if f"held_out_loss_quarter_{quarter}" in figures
     ]
     rows = [
-        ["held-out loss, test split", _number(figures["held_out_loss"]), ""],
+        ["held-out loss, test split", number(figures["held_out_loss"]), ""],
         *held_out,
     ]
     if "frechet" in figures:
-        distance, floor = _number(figures["frechet"]), _number(figures["frechet_floor"])
+        distance, floor = number(figures["frechet"]), number(figures["frechet_floor"])
         rows.insert(0, [f"Fréchet distance of {count:,} images, judge's features, train split", distance, floor])
-    return _table(["at the end of training", "samples", "floor: real test images"], rows)
+    return markdown_table(["at the end of training", "samples", "floor: real test images"], rows)
 
 
 def _header(report: Report) -> str:
@@ -79,7 +79,7 @@ def _header(report: Report) -> str:
     if "images" in report:
         facts |= {"images": f"{report['images']:,}", "sets of them (seeds)": report["sets"]}
     facts["judge"] = f"{report['judge']['test_accuracy']:.1%} on the test split, {report['judge']['sha256'][:12]}"
-    return _table(["", ""], [[name, value] for name, value in facts.items()])
+    return markdown_table(["", ""], [[name, value] for name, value in facts.items()])
 
 
 def _classes(report: Report) -> str:
@@ -88,14 +88,14 @@ def _classes(report: Report) -> str:
         [
             name,
             *(_with_spread(row[figure]) for figure in ("frechet", "floor", "agreement")),
-            _number(section["agreement_floor"][index]),
+            number(section["agreement_floor"][index]),
         ]
         for index, (name, row) in enumerate(section["by_class"].items())
     ]
     columns = ["class", "Fréchet distance", "floor", "judge agrees", "floor"]
     return (
         "## By class\n\nDistance to the class's training images in the judge's features; the floors are the class's "
-        f"test images.\n\n{_table(columns, rows)}\nOver all classes the judge agrees with "
+        f"test images.\n\n{markdown_table(columns, rows)}\nOver all classes the judge agrees with "
         f"{_with_spread(section['agreement'])} of the images.\n\n![confusion](report/confusion.png)\n"
     )
 
@@ -104,38 +104,36 @@ def _guidance(report: Report) -> str:
     rows = [
         [
             "real test images" if row.get("floor") else row["scale"],
-            *(_number(row[figure]) for figure in ("agreement", "recall", "frechet")),
+            *(number(row[figure]) for figure in ("agreement", "recall", "frechet")),
         ]
         for row in report["guidance"]
     ]
-    table = _table(["guidance scale", "judge agrees", "recall", "Fréchet distance"], rows)
+    table = markdown_table(["guidance scale", "judge agrees", "recall", "Fréchet distance"], rows)
     count = report["guidance"][-1]["images"]
     return f"## Guidance\n\n{count:,} images a row, train split.\n\n{table}\n![guidance](report/guidance.png)\n"
 
 
 def _likelihood(report: Report) -> str:
     section = report["likelihood"]
-    parts = [[name, _number(section[name])] for name in ("prior", "denoising", "decoder")]
-    rows = [
-        [f"{row['from']} to {row['to']}", _number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0
-    ]
+    parts = [[name, number(section[name])] for name in ("prior", "denoising", "decoder")]
+    rows = [[f"{row['from']} to {row['to']}", number(row["bits"])] for row in section["by_timestep"] if row["bits"] > 0]
     bound, variance = f"{section['bits_per_dimension']:.3f} ± {section['standard_error']:.3f}", section["variance_type"]
     given = "given their labels, " if section["given_labels"] else ""
     return (
         f"## Likelihood\n\nThe variational bound of {section['images']:,} test images (Ho et al. 2020, eq. 5 and 13), "
         f"{given}the reverse steps' variance `{variance}`: **{bound} bits per dimension** (standard error over "
-        f"images).\n\n{_table(['part', 'bits per dimension'], parts)}\n"
-        f"{_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
+        f"images).\n\n{markdown_table(['part', 'bits per dimension'], parts)}\n"
+        f"{markdown_table(['timesteps', 'bits per dimension'], rows)}\n![likelihood](report/likelihood.png)\n"
     )
 
 
 def _memorisation(report: Report) -> str:
     section = report["memorisation"]
     rows = [
-        [name.replace("_", " "), _number(value), _number(section["floor"][name])]
+        [name.replace("_", " "), number(value), number(section["floor"][name])]
         for name, value in section["samples"].items()
     ]
-    table = _table(["", "samples", "real test images"], rows)
+    table = markdown_table(["", "samples", "real test images"], rows)
     return (
         "## Memorisation\n\nThe two nearest training images in the judge's features; the ratio is the first distance "
         f"over the second, near 0 for a copy.\n\n{table}\n"
@@ -147,19 +145,20 @@ def _memorisation(report: Report) -> str:
 def _samplers(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
     rows = []
     for row in report["samplers"]:
-        figures = [_number(row["frechet"]), _number(row["recall"])]
+        figures = [number(row["frechet"]), number(row["recall"])]
         if row.get("floor"):
             rows.append(["real test images", "", "", *figures, ""])
         else:
             speed = speeds[row["sampler"], row["steps"]]
-            rows.append([row["sampler"], row["steps"], row["calls"], *figures, _number(speed)])
+            rows.append([row["sampler"], row["steps"], row["calls"], *figures, number(speed)])
     columns = ["sampler", "steps", "network calls", "Fréchet distance", "recall", "images/s"]
     count = report["samplers"][-1]["images"]
-    table = _table(columns, rows)
+    table = markdown_table(columns, rows)
     return f"## Samplers\n\n{count:,} images a row, train split.\n\n{table}\n![samplers](report/samplers.png)\n"
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
@@ -167,9 +166,9 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _with_spread(figure: dict[str, float | None]) -> str:
     mean, spread = figure["mean"], figure["spread"]
     assert mean is not None
-    return _number(mean) if spread is None else f"{_number(mean)} ± {_number(spread)}"
+    return number(mean) if spread is None else f"{number(mean)} ± {number(spread)}"
 
 
-def _number(value: float) -> str:
-    """Four significant digits, never with an exponent."""
+def number(value: float) -> str:
+    """Return four significant digits, never with an exponent."""
     return np.format_float_positional(value, precision=4, fractional=False, trim="-")

@@ -1,4 +1,4 @@
-"""The report's pictures. matplotlib is imported here and nowhere else."""
+"""The report's pictures."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -37,7 +37,7 @@ def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
     """Draw which class the judge sees (column) where which was asked for (row)."""
     shares = np.array(report["classes"]["confusion"], dtype=float)
     shares /= shares.sum(axis=1, keepdims=True)
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*shares.shape):
         if shares[row, column] >= 0.005:
@@ -46,25 +46,25 @@ def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
     axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     axes.set_yticks(range(len(class_names)), class_names)
     axes.set(xlabel="seen by the judge", ylabel="asked for")
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def guidance_plot(report: Report) -> Image.Image:
     """Draw agreement and recall against the guidance scale, with the floors of real test images."""
     *rows, floor = report["guidance"]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
         axes.plot([row["scale"] for row in rows], [row[name] for row in rows], "o-", label=label, color=colour)
         axes.axhline(floor[name], linestyle=":", label=f"{label}: real test images", color=colour)
     axes.set(xlabel="guidance scale", ylabel="share", ylim=(0, 1.02))
     axes.legend()
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def likelihood_plot(report: Report) -> Image.Image:
     """Draw what each stretch of the timesteps adds to the bound."""
     rows = [row for row in report["likelihood"]["by_timestep"] if row["bits"] > 0]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     axes.bar(
         [row["from"] for row in rows],
         [row["bits"] for row in rows],
@@ -73,13 +73,13 @@ def likelihood_plot(report: Report) -> Image.Image:
         edgecolor="white",
     )
     axes.set(xlabel="timestep", ylabel="bits per dimension", yscale="log")
-    return _picture(figure)
+    return picture_of(figure)
 
 
 def samplers_plot(report: Report) -> Image.Image:
     """Draw each sampler's Fréchet distance against its network calls."""
     *rows, floor = report["samplers"]
-    figure, axes = _figure()
+    figure, axes = new_figure()
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
         axes.plot([row["calls"] for row in own], [row["frechet"] for row in own], "o-", label=name)
@@ -87,15 +87,17 @@ def samplers_plot(report: Report) -> Image.Image:
     axes.set_ylim(bottom=0)
     axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log")
     axes.legend()
-    return _picture(figure)
+    return picture_of(figure)
 
 
-def _figure() -> tuple[Figure, Any]:
+def new_figure() -> tuple[Figure, Any]:
+    """Return an empty figure and its axes."""
     figure = Figure(figsize=(6, 4.5), dpi=120, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _picture(figure: Figure) -> Image.Image:
+def picture_of(figure: Figure) -> Image.Image:
+    """Return a figure as a picture."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
     return Image.open(buffer).convert("RGB")

@@ -25,8 +25,9 @@ def averaged_model(model: ModelMixin, ema: EMAModel, scheduler: DDPMScheduler, i
         images: Training set.
     """
     device = next(model.parameters()).device
-    average = type(model).from_config(model.config).to(device, memory_format=torch.channels_last)
-    average.load_state_dict(model.state_dict())
+    average = type(model).from_config(model.config).to(device)
+    copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    average.load_state_dict(copies, assign=True)  # which keeps the layout of the weights
     ema.copy_to(average.parameters())
     if any(isinstance(module, nn.BatchNorm2d) for module in average.modules()):
         measure_batch_statistics(average, scheduler, images)

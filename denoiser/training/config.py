@@ -39,6 +39,7 @@ class TrainingConfig:
         ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
         label_dropout: Share of the labels replaced by the null label, for classifier-free guidance.
         mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device multiplies it natively, else "no".
+        channels_last: Whether the channels are innermost in memory, which mixed precision is faster with.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         seed: Of the data order, the noise, the timesteps and the label dropout.
         log_every: Steps between lines of metrics.
@@ -62,6 +63,7 @@ class TrainingConfig:
     ema_power: float = 0.75
     label_dropout: float = 0.1
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
     gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 50

@@ -24,7 +24,7 @@ class Window:
         self.loss_sums = torch.zeros(QUARTERS, device=device)
         self.counts = torch.zeros(QUARTERS, device=device)
         self.gradient_norms: list[Tensor] = []  # one a step, before clipping
-        self.steps = 0
+        self.steps = self.images = 0
         self.seconds = {"step": 0.0, "data": 0.0}
 
     @contextmanager
@@ -33,6 +33,16 @@ class Window:
         started = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - started
+
+    def count_step(self, images: int) -> None:
+        """Add a step that took `images` images through the network, in all processes together."""
+        self.steps += 1
+        self.images += images
+
+    @property
+    def images_per_second(self) -> float:
+        """Speed of the steps."""
+        return self.images / self.seconds["step"]
 
     def count(self, losses: Tensor, timesteps: Tensor) -> None:
         """Add the loss of each image, `(batch,)`, at its timestep, `(batch,)`."""
@@ -46,7 +56,7 @@ class Window:
         return {
             **_means(sums, counts),
             "gradient_norm": torch.stack(self.gradient_norms).mean().item(),
-            "images_per_second": counts.sum().item() / self.seconds["step"],
+            "images_per_second": self.images_per_second,
             "step_milliseconds": 1000 * self.seconds["step"] / self.steps,
             "data_milliseconds": 1000 * self.seconds["data"] / self.steps,
         }

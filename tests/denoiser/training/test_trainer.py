@@ -26,7 +26,7 @@ def metrics(trainer):
 
 
 def weights(trainer):
-    return [*trainer.raw_model.state_dict().values(), *trainer.ema.shadow_params]
+    return [*trainer.learner.raw_model.state_dict().values(), *trainer.learner.ema.shadow_params]
 
 
 def equal(one, other):
@@ -109,7 +109,7 @@ def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler
         for mean, parameter in zip(average, model.parameters(), strict=True):
             mean.mul_(decay).add_(parameter.detach(), alpha=1 - decay)
 
-    for ours, theirs in zip(trainer.raw_model.parameters(), model.parameters(), strict=True):
+    for ours, theirs in zip(trainer.learner.raw_model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     saved = load_pipeline(trainer.folder.pipeline).unet
     for ours, theirs, trained in zip(saved.parameters(), average, model.parameters(), strict=True):
@@ -120,12 +120,12 @@ def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_the_network_runs_in_the_precision_asked_for_and_its_weights_stay_float32(make_trainer, precision):
     trainer, seen = make_trainer(mixed_precision=precision, max_steps=1), set()
-    trainer.raw_model.encoder[0].blocks[0].residual.conv1.register_forward_hook(
+    trainer.learner.raw_model.encoder[0].blocks[0].residual.conv1.register_forward_hook(
         lambda module, inputs, output: seen.add((module.training, output.dtype))
     )
     trainer.train()
     assert seen == {(True, torch.bfloat16 if precision == "bf16" else torch.float32)}
-    assert {parameter.dtype for parameter in trainer.raw_model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.learner.raw_model.parameters()} == {torch.float32}
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_trainer):
@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_good
 
 def test_a_gradient_that_is_not_finite_stops_the_run(make_trainer):
     trainer = make_trainer()
-    next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+    next(trainer.learner.raw_model.parameters()).register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(FloatingPointError, match="the gradient is not finite at step 1; .*none yet"):
         trainer.train()
 
@@ -368,7 +368,7 @@ def test_the_config_that_a_run_leaves_says_everything(make_trainer, read_config)
     saved = read_config(trainer)
     assert saved["training"]["learning_rate"] == 5e-4
     assert saved["model"]["class_path"] == "denoiser.unet.UNet"
-    assert UNet(**saved["model"]["init_args"]).num_parameters() == trainer.raw_model.num_parameters()
+    assert UNet(**saved["model"]["init_args"]).num_parameters() == trainer.learner.raw_model.num_parameters()
     assert saved["scheduler"]["num_train_timesteps"] == 1000
 
 

@@ -1,0 +1,61 @@
+"""One training of a race, in a process of its own: it trains when it is told to, and is judged at the end."""
+
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from denoiser.benchmark.entries import Entry
+from denoiser.cli import run
+from denoiser.data import load_fashion_mnist
+from denoiser.files import atomic_path
+from denoiser.training.budget import Budget
+from denoiser.training.learner import Learner
+from denoiser.training.probe import Probe
+from denoiser.training.trainer import EVALUATION_BATCH_SIZE, start_accelerator
+from pipelines import DenoisingPipeline, make_scheduler
+
+
+def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
+    """Train an entry and leave its pipeline.
+
+    Says "ready", then trains whenever it is sent the second to train up to, and answers with its progress. At None it
+    is judged, saves the pipeline and answers with the figures.
+
+    Args:
+        connection: To the race.
+        entry: What to train.
+        seconds: For how long in all.
+        seed: Of the first weights and of all draws.
+        folder: Where the pipeline shall be.
+    """
+    run(lambda: _take_turns(connection, entry, seconds, seed, folder))
+
+
+def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
+    config, model, scheduler = entry.build(seconds, seed)
+    accelerator = start_accelerator(config)
+    images, held_out = (
+        load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
+    )
+    learner = Learner(config.training, model, scheduler, accelerator, images)
+    sampling = replace(config.sampling, num_images=config.training.evaluation_images, batch_size=EVALUATION_BATCH_SIZE)
+    probe = Probe(held_out, sampling)
+    connection.send("ready")
+    spent = 0.0
+    while (until := connection.recv()) is not None:
+        budget = Budget(None, seconds / 60, spent)
+        budget.start()
+        while budget.seconds < until:
+            learner.take_step(budget.progress(learner.step, accelerator))
+        spent = budget.seconds
+        connection.send({"seconds": spent, "steps": learner.step, "images": learner.window.images})
+
+    names = None if learner.num_classes is None else images.class_names
+    pipeline = DenoisingPipeline(learner.averaged_model(), make_scheduler(sampling.scheduler, scheduler.config), names)
+    pipeline.set_progress_bar_config(disable=True)
+    with accelerator.autocast():  # as in training
+        figures = probe.figures(pipeline, scheduler)
+    pipeline.scheduler = scheduler
+    with atomic_path(folder) as temporary:
+        pipeline.save_pretrained(temporary)
+    connection.send({**figures, "precision": accelerator.mixed_precision})

@@ -1,0 +1,119 @@
+"""What is measured: entries, each a command line of `scripts/train.py`, in a YAML file."""
+
+import ast
+import hashlib
+import json
+import shlex
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from diffusers import DDPMScheduler, ModelMixin
+
+import denoiser
+import pipelines
+from denoiser.benchmark.machine import processor
+from denoiser.training.command import parse_run
+from denoiser.training.config import RunConfig, resolved
+
+# Settings that decide where a run is written and how it is told of, not what it comes to.
+_ASIDE = ("output_dir", "data", "tracking", "resume")
+_CODE = [
+    *("unet.py", "basic_unet.py", "blocks.py", "embeddings.py", "randomness.py", "data", "benchmark/peers.py"),
+    *(f"training/{name}.py" for name in ("averaging", "budget", "device", "draws", "learner", "objective", "probe")),
+    *("evaluation/judge.py", "evaluation/judge.safetensors", "evaluation/distances.py"),
+]
+_PACKAGES = ("torch", "diffusers", "accelerate")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network and how it is trained.
+
+    Attributes:
+        name: What the tables call it.
+        arguments: Command line of `scripts/train.py`.
+        seconds: How long to train it, each time from the start.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    seconds: tuple[float, ...]
+
+    def build(self, seconds: float, seed: int) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
+        """Return the settings of a training of so many seconds, the network with its first weights, the scheduler."""
+        config, model, scheduler = parse_run([*self.arguments, "--training.seed", str(seed), "--output_dir", "unused"])
+        training = replace(config.training, max_steps=None, max_minutes=seconds / 60)
+        return replace(config, training=training), model, scheduler
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is compared with one another.
+
+    Attributes:
+        entries: By name.
+        baseline: Name of the entry that ratios are to.
+    """
+
+    entries: dict[str, Entry]
+    baseline: str
+
+
+def read_field(path: Path) -> Field:
+    """Read a file of entries.
+
+    Raises:
+        ValueError: If it is none.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        base, seconds, baseline = shlex.split(content["arguments"]), content["seconds"], content["baseline"]
+        entries = {}
+        for name, entry in content["entries"].items():
+            lengths = tuple(float(length) for length in entry.get("seconds", seconds))
+            entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"])), lengths)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}); configs/benchmark/networks.yaml shows how") from error
+    if baseline not in entries:
+        raise ValueError(f"{path}: the baseline '{baseline}' is none of {', '.join(entries)}")
+    for entry in entries.values():
+        if not entry.seconds or min(entry.seconds) <= 0:
+            raise ValueError(f"{path}: the seconds of '{entry.name}' are {entry.seconds}; give numbers above 0")
+    return Field(entries, baseline)
+
+
+def fingerprint(config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) -> dict[str, Any]:
+    """Return all that a training's result depends on: settings, code, versions of the packages, and the processor."""
+    settings = {name: value for name, value in resolved(config, model, scheduler).items() if name not in _ASIDE}
+    versions = {package: version(package) for package in _PACKAGES}
+    return {"settings": settings, "code": _code_hash(), "versions": versions, "processor": processor()}
+
+
+def digest(facts: dict[str, Any]) -> str:
+    """Return a short hash of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def _code_hash() -> str:
+    """Hash the code that a result depends on; formatting, comments and docstrings are nothing to it."""
+    package = Path(denoiser.__file__).parent
+    files: list[Path] = sorted(Path(pipelines.__file__).parent.glob("*.py"))
+    for path in (package / name for name in _CODE):
+        files += sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(_meaning(path) for path in files)).hexdigest()[:16]
+
+
+def _meaning(path: Path) -> bytes:
+    if path.suffix != ".py":
+        return path.read_bytes()
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree).encode()

@@ -1,0 +1,63 @@
+"""U-Nets of other projects behind the call contract of diffusers' `UNet2DModel`. They come with the extra `[bench]`."""
+
+import torch
+from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
+from diffusers import ConfigMixin, DDPMScheduler, ModelMixin  # the loader looks both names up in this module
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from smalldiffusion import Unet as _SmallDiffusionUnet
+from torch import Tensor
+
+from denoiser.embeddings import batched_timestep
+
+
+class LucidrainsUNet(ModelMixin, ConfigMixin):
+    """`denoising_diffusion_pytorch.Unet`, unconditional; the arguments are its own."""
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 16,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        dim: int = 32,
+        dim_mults: tuple[int, ...] = (1, 2, 4),
+    ) -> None:
+        super().__init__()
+        self.unet = _LucidrainsUnet(dim=dim, dim_mults=tuple(dim_mults), channels=in_channels, out_dim=out_channels)
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput:
+        """Predict the noise in `sample`, `(batch, channels, height, width)`."""
+        return UNet2DOutput(sample=self.unet(sample, batched_timestep(timestep, sample)))
+
+
+class SmallDiffusionUNet(ModelMixin, ConfigMixin):
+    """`smalldiffusion.Unet`, unconditional, with the shape of that project's FashionMNIST example as default.
+
+    It is told the noise level sigma = sqrt(1 - a) / sqrt(a), a the scheduler's cumulative product, in the place of the
+    timestep, by diffusers' `DDPMScheduler` with the given `beta_schedule`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 16,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        ch: int = 64,
+        ch_mult: tuple[int, ...] = (1, 1, 2),
+        attn_resolutions: tuple[int, ...] = (8,),
+        beta_schedule: str = "squaredcos_cap_v2",
+    ) -> None:
+        super().__init__()
+        self.unet = _SmallDiffusionUnet(
+            sample_size, in_channels, out_channels, ch=ch, ch_mult=tuple(ch_mult), attn_resolutions=attn_resolutions
+        )
+        with torch.device("cpu"):  # the loader builds a network on the meta device
+            self.signal = DDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod
+
+    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput:
+        """Predict the noise in `sample`, `(batch, channels, height, width)`."""
+        signal = self.signal.to(sample.device)[batched_timestep(timestep, sample).long()]
+        sigma = ((1 - signal) / signal).sqrt()
+        return UNet2DOutput(sample=self.unet(sample, sigma))

@@ -1,0 +1,161 @@
+"""How fast images are drawn, and how fast they are fed to a training."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from denoiser.benchmark.entries import Entry
+from denoiser.benchmark.machine import matmul_speed, operations_per_image
+from denoiser.data import ImageSet, load_fashion_mnist
+from denoiser.training.device import choose_mixed_precision, in_best_layout
+from denoiser.training.draws import draw
+from pipelines import DenoisingPipeline, make_scheduler
+
+
+def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Time each job in turn, round after round, after one round that does not count.
+
+    Args:
+        jobs: By name; each returns the number of images that it made.
+        rounds: Rounds that count.
+
+    Returns:
+        Images per second of each round.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in jobs}
+    for round_ in range(rounds + 1):
+        for name, job in jobs.items():
+            started = time.perf_counter()
+            images = job()
+            if round_:
+                speeds[name].append(images / (time.perf_counter() - started))
+    return speeds
+
+
+def sampling_speeds(
+    entries: Sequence[Entry], batch_sizes: Sequence[int], steps: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Measure how fast the entries' networks draw, in turns, each in the precision that it is trained in.
+
+    The networks have their first weights, which take as long as trained ones.
+
+    Args:
+        entries: Whose networks.
+        batch_sizes: Images drawn at once.
+        steps: Steps of the entries' samplers.
+        rounds: Rounds that count.
+
+    Returns:
+        A row for each network and batch size, with the median of the rounds.
+    """
+    device = PartialState().device
+    rows = []
+    pipelines, precisions = {}, {}
+    for entry in entries:
+        config, model, scheduler = entry.build(entry.seconds[0], seed=0)
+        precisions[entry.name] = choose_mixed_precision(config.training.mixed_precision, device)
+        model = model.to(device).eval()
+        if config.training.channels_last:
+            in_best_layout(model)
+        pipelines[entry.name] = DenoisingPipeline(model, make_scheduler(config.sampling.scheduler, scheduler.config))
+        pipelines[entry.name].set_progress_bar_config(disable=True)
+
+    def job(name: str, batch_size: int) -> Callable[[], int]:
+        pipeline, bf16 = pipelines[name], precisions[name] == "bf16"
+        labels = 0 if pipeline.num_classes else None
+
+        def draw_batch() -> int:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                pipeline(batch_size, labels, num_inference_steps=steps, seed=0, output_type="pt")
+            return batch_size
+
+        return draw_batch
+
+    for batch_size in batch_sizes:
+        speeds = alternate({name: job(name, batch_size) for name in pipelines}, rounds)
+        peak = matmul_speed()
+        for name, pipeline in pipelines.items():
+            speed, operations = median(speeds[name]), operations_per_image(pipeline.unet)
+            rows.append(
+                {
+                    "name": name,
+                    "batch_size": batch_size,
+                    "precision": precisions[name],
+                    "images_per_second": speed,
+                    "slowest_round": min(speeds[name]),
+                    "fastest_round": max(speeds[name]),
+                    "share_of_peak": speed * steps * operations / peak,
+                }
+            )
+    return rows
+
+
+class PerImage(Dataset[tuple[Tensor, int]]):
+    """The usual input path: the items of torchvision's `FashionMNIST`, resized and scaled one by one as PIL images."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+        self.transform = transforms.Compose(
+            [transforms.Resize(16), transforms.ToTensor(), transforms.Normalize([0.5], [0.5])]
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an image, `(1, 16, 16)` in [-1, 1], and its label."""
+        picture = Image.fromarray(self.images.images[index, 0].numpy())
+        return self.transform(picture), int(self.images.labels[index])
+
+
+def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> list[dict[str, Any]]:
+    """Measure the input path of training against torchvision's: a transform for each image, in a DataLoader.
+
+    Both end in a batch of 16x16 images in [-1, 1] with labels; the training's also draws the timesteps and the noise.
+
+    Args:
+        root: Folder of FashionMNIST.
+        batch_size: Images in a batch.
+        batches: Batches in a round.
+        rounds: Rounds that count.
+    """
+    images, full_size = load_fashion_mnist(root, "train", 16), load_fashion_mnist(root, "train", 28)
+    loaders = {
+        f"torchvision, DataLoader, {workers} workers": DataLoader(
+            PerImage(full_size), batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
+        for workers in (0, 2)
+    }
+
+    def ours() -> int:
+        for step in range(batches):
+            images.batch(draw(0, step, batch_size, (1, 16, 16), len(images), 1000, 0.1).indices)
+        return batches * batch_size
+
+    def theirs(loader: DataLoader) -> Callable[[], int]:
+        def load() -> int:
+            batch = iter(loader)
+            for _ in range(batches):
+                next(batch)
+            return batches * batch_size
+
+        return load
+
+    speeds = alternate({"denoiser": ours, **{name: theirs(loader) for name, loader in loaders.items()}}, rounds)
+    return [
+        {
+            "name": name,
+            "images_per_second": median(values),
+            "slowest_round": min(values),
+            "fastest_round": max(values),
+        }
+        for name, values in speeds.items()
+    ]

@@ -1,0 +1,157 @@
+"""One training step, and all that it changes: the weights, the optimizer's state, the average of the weights."""
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, ModelMixin
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+from torch.optim import AdamW
+
+from denoiser.checks import pair
+from denoiser.data import ImageSet
+from denoiser.embeddings import drop_labels
+from denoiser.training.averaging import averaged_model
+from denoiser.training.budget import learning_rate
+from denoiser.training.config import TrainingConfig
+from denoiser.training.device import in_best_layout
+from denoiser.training.draws import Draws, draw
+from denoiser.training.metrics import Window
+from denoiser.training.objective import check_noise_schedule, denoising_loss
+
+
+class Learner:
+    """Takes training steps.
+
+    Args:
+        training: How the network is trained.
+        model: Backbone with `UNet2DModel`'s call contract; it is trained in place.
+        scheduler: Noise levels and prediction type.
+        accelerator: From `start_accelerator`.
+        images: Training set, of the model's size.
+
+    Attributes:
+        step: Optimizer steps taken.
+        window: Figures of the steps since it was last set anew.
+
+    Raises:
+        ValueError: If the images do not fit the model, or the noise schedule cannot work.
+    """
+
+    def __init__(
+        self,
+        training: TrainingConfig,
+        model: ModelMixin,
+        scheduler: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+    ) -> None:
+        self.training, self.scheduler, self.accelerator = training, scheduler, accelerator
+        self.images = images.to(accelerator.device)
+        self.raw_model: ModelMixin = model
+        self.num_classes: int | None = model.config.get("num_class_embeds")
+        self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
+        if training.channels_last:
+            in_best_layout(model)
+        self._check_images()
+        check_noise_schedule(scheduler)
+
+        if training.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        optimizer = AdamW(
+            model.parameters(),
+            lr=training.learning_rate,
+            betas=training.adam_betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.ema = EMAModel(
+            model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
+        )
+        self.step = 0
+        self.window = self.new_window()
+
+    def new_window(self) -> Window:
+        """Return an empty window for the figures to come."""
+        return Window(self.scheduler.config.num_train_timesteps, self.accelerator.device)
+
+    def take_step(self, progress: float) -> float:
+        """Take one optimizer step.
+
+        Args:
+            progress: Share of the budget used, 0 to 1: the learning rate follows it.
+
+        Returns:
+            The loss of this process's images.
+
+        Raises:
+            FloatingPointError: If the loss or the gradient is not finite.
+        """
+        training, window = self.training, self.window
+        rate = learning_rate(training.learning_rate, training.warmup_steps, self.step, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with window.timed("step"):
+            with window.timed("data"):
+                draws = self._draw()
+            self.model.train()
+            losses = [self._backward(draws, micro) for micro in range(training.gradient_accumulation_steps)]
+            self.ema.step(self.raw_model.parameters())
+            loss = torch.stack(losses).mean().item()
+        window.count_step(len(draws.indices))
+        self.step += 1
+        return loss
+
+    def averaged_model(self) -> ModelMixin:
+        """Return a copy of the network with the averaged weights."""
+        return averaged_model(self.raw_model, self.ema, self.scheduler, self.images)
+
+    def _draw(self) -> Draws:
+        """Draw for the global batch: all processes, all accumulated passes."""
+        training = self.training
+        return draw(
+            seed=training.seed,
+            step=self.step,
+            batch_size=training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps,
+            image_shape=self.image_shape,
+            num_images=len(self.images),
+            num_timesteps=self.scheduler.config.num_train_timesteps,
+            label_dropout=training.label_dropout,
+        )
+
+    def _backward(self, draws: Draws, micro_step: int) -> Tensor:
+        """Pass this process's share of the draws forward and backward, and step when all has been passed."""
+        accelerator, length = self.accelerator, self.training.batch_size
+        with self.window.timed("data"):
+            start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
+            part = draws.part(start, length).to(accelerator.device)
+            images, labels = self.images.batch(part.indices)
+            class_labels = None
+            if self.num_classes is not None:
+                class_labels = drop_labels(labels, self.num_classes, part.label_dropped)
+        with accelerator.accumulate(self.model):
+            losses = denoising_loss(self.model, self.scheduler, images, part.noise, part.timesteps, class_labels)
+            accelerator.backward(losses.mean())
+            self._check_finite("loss", losses.detach())
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
+                if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
+                    self._check_finite("gradient", norm)
+                self.window.gradient_norms.append(norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.window.count(losses.detach(), part.timesteps)
+        return losses.detach().mean()
+
+    def _check_finite(self, what: str, values: Tensor) -> None:
+        if not values.isfinite().all():
+            raise FloatingPointError(f"the {what} is not finite at step {self.step + 1}")
+
+    def _check_images(self) -> None:
+        shape, names = tuple(self.images.images.shape[1:]), self.images.class_names
+        if shape != self.image_shape:
+            raise ValueError(f"the images are {shape} (channels, height, width), the model wants {self.image_shape}")
+        if (out_channels := self.raw_model.config.out_channels) != shape[0]:
+            raise ValueError(f"the model has out_channels {out_channels}, the images have {shape[0]} channels")
+        if self.num_classes not in (None, len(names)):
+            raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from denoiser.benchmark.machine import operations_per_image
+from denoiser.benchmark.peers import LucidrainsUNet, SmallDiffusionUNet
+from denoiser.embeddings import batched_timestep
+from tests.conftest import randomised
+
+
+@pytest.mark.parametrize("network", [LucidrainsUNet, SmallDiffusionUNet])
+def test_a_peer_keeps_the_call_contract_and_can_be_saved(network, tmp_path):
+    torch.manual_seed(0)
+    model = randomised(network())
+    images = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, each = model(images, 500).sample, model(images, torch.tensor([500, 500, 500])).sample
+    assert one.shape == images.shape
+    torch.testing.assert_close(one, each)
+    assert not torch.allclose(one, model(images, 100).sample)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(network.from_pretrained(tmp_path).eval()(images, 500).sample, one)
+
+
+def test_smalldiffusion_is_told_the_noise_level_of_the_timestep(scheduler):
+    model, told = SmallDiffusionUNet().eval(), []
+    model.unet.register_forward_pre_hook(lambda module, arguments: told.append(arguments[1]))
+    timesteps = batched_timestep(torch.tensor([0, 999]), torch.zeros(2, 1, 16, 16))
+    model(torch.zeros(2, 1, 16, 16), timesteps)
+    signal = scheduler.alphas_cumprod[timesteps]
+    torch.testing.assert_close(told[0], ((1 - signal) / signal).sqrt())
+
+
+def test_operations_are_those_of_products_and_convolutions():
+    layer = torch.nn.Conv2d(1, 4, 3, padding=1)
+
+    class OneLayer(torch.nn.Module):
+        config = type("Config", (), {"in_channels": 1, "sample_size": 16})
+
+        def forward(self, sample, timestep):
+            return layer(sample)
+
+    assert operations_per_image(OneLayer()) == 2 * 9 * 4 * 16 * 16
