@@ -59,6 +59,7 @@ class UNet(ModelMixin, ConfigMixin):
         out_channels: Image channels out.
         block_out_channels: Width of each level, finest first; each divisible by `norm_group_size`.
         layers_per_block: Residual blocks a level, on the way down and again on the way up.
+        middle_blocks: Residual blocks between the way down and the way up, at the coarsest level.
         attention_levels: Levels with self-attention, 0 the finest; the middle has it if the coarsest level does.
         attention_head_dim: Channels of an attention head; divides the width of each attention level.
         norm_group_size: Channels in a normalisation group. Under 16 is legal, and slow on CPUs.
@@ -84,7 +85,8 @@ class UNet(ModelMixin, ConfigMixin):
         out_channels: int = 1,
         block_out_channels: tuple[int, ...] = (32, 64, 96),
         layers_per_block: int = 1,
-        attention_levels: tuple[int, ...] = (2,),
+        middle_blocks: int = 0,
+        attention_levels: tuple[int, ...] = (),
         attention_head_dim: int = 32,
         norm_group_size: int = 16,
         patch_size: int = 1,
@@ -105,6 +107,8 @@ class UNet(ModelMixin, ConfigMixin):
             patch_size=patch_size,
             embedding_channels=emb_channels,
         )
+        if not isinstance(middle_blocks, int) or middle_blocks < 0:
+            raise ValueError(f"middle_blocks is {middle_blocks}; it must be a whole number of at least 0")
         for width in widths:
             check_divisible("block_out_channels", width, norm_group_size, "norm_group_size")
         for level in attention_levels:
@@ -133,7 +137,7 @@ class UNet(ModelMixin, ConfigMixin):
         for level, width in enumerate(widths):
             down = Downsample(widths[level - 1], width) if level else nn.Identity()
             self.encoder.append(EncoderLevel(down, [block(width, level) for _ in range(layers_per_block)]))
-        self.middle = block(widths[-1], num_levels - 1)
+        self.middle = nn.ModuleList(block(widths[-1], num_levels - 1) for _ in range(middle_blocks))
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             up = Upsample(width, widths[level - 1]) if level else nn.Identity()
@@ -182,7 +186,8 @@ class UNet(ModelMixin, ConfigMixin):
         skips: list[Tensor] = []
         for level in self.encoder:
             x = level(x, emb, skips)  # (b, widths[level], h / (patch 2^level), w / (patch 2^level))
-        x = self.middle(x, emb)  # the same
+        for block in self.middle:
+            x = block(x, emb)  # the same
         for level in self.decoder:
             x = level(x, emb, skips)  # (b, widths[level - 1], twice the height, twice the width)
         prediction = depth_to_space(self.head(x), self.config.patch_size)  # (b, out_channels, h, w)

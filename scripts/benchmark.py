@@ -25,6 +25,7 @@ WHAT = (
     "train: quality after some seconds of training; sample: speed of drawing; stock (after train): speed of drawing at "
     "the quality of the baseline in the stock DDPMPipeline; data: speed of the input path"
 )
+BAR = "training {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left, and the judging"
 BATCH_SIZES, FEEDING_BATCH_SIZE, FEEDING_BATCHES = (64, 512), 128, 50
 
 
@@ -58,7 +59,9 @@ def stock(field: Field, num_images: int, folder: Path) -> tuple[list[dict[str, A
     finished = [training for training in all_trainings(field, 1, folder) if training.result is not None]
     own = [training for training in finished if training.entry.name == field.baseline]
     if not own:
-        raise ValueError(f"no training of '{field.baseline}' is in {folder}; make them with the same options and train")
+        raise ValueError(
+            f"no training of '{field.baseline}' is in {folder}; make them first, with the same options and train"
+        )
     baseline = max(own, key=lambda training: training.seconds)
     rows = stock_comparison(baseline, [training for training in finished if training not in own], num_images)
     return rows, stock_table(rows)
@@ -68,8 +71,9 @@ def train(field: Field, seeds: int, folder: Path) -> tuple[list[dict[str, Any]],
     """Train what was not trained yet, and return the figures and the tables."""
     trainings = all_trainings(field, seeds, folder)
     todo = {training.folder: training.seconds for training in trainings if training.result is None}
-    with tqdm(total=round(sum(todo.values())), unit="s", desc="training", disable=not todo) as bar:
-        race(trainings, bar.update)
+    length = sum(todo.values())
+    with tqdm(total=length, bar_format=BAR, mininterval=15, disable=not todo) as bar:
+        race(trainings, lambda seconds: bar.update(min(seconds, length - bar.n)))
     rows = train_rows(trainings)
     with atomic_path(folder / "train.png") as temporary:
         train_plot(rows).save(temporary)

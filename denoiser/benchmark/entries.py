@@ -19,8 +19,9 @@ from denoiser.benchmark.machine import processor
 from denoiser.training.command import parse_run
 from denoiser.training.config import RunConfig, resolved
 
-# Settings that decide where a run is written and how it is told of, not what it comes to.
+# Settings that decide what is written when and where, not what a training comes to.
 _ASIDE = ("output_dir", "data", "tracking", "resume")
+_ASIDE_IN_TRAINING = ("log_every", "sample_every", "evaluate_every", "checkpoint_every", "checkpoints_kept")
 _CODE = [
     *("unet.py", "basic_unet.py", "blocks.py", "embeddings.py", "randomness.py", "data", "benchmark/peers.py"),
     *(f"training/{name}.py" for name in ("averaging", "budget", "device", "draws", "learner", "objective", "probe")),
@@ -90,6 +91,9 @@ def read_field(path: Path) -> Field:
 def fingerprint(config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) -> dict[str, Any]:
     """Return all that a training's result depends on: settings, code, versions of the packages, and the processor."""
     settings = {name: value for name, value in resolved(config, model, scheduler).items() if name not in _ASIDE}
+    settings["training"] = {
+        name: value for name, value in settings["training"].items() if name not in _ASIDE_IN_TRAINING
+    }
     versions = {package: version(package) for package in _PACKAGES}
     return {"settings": settings, "code": _code_hash(), "versions": versions, "processor": processor()}
 

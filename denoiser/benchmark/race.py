@@ -113,9 +113,12 @@ def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connectio
             processes[-1].start()
             theirs.close()
         yield connections
-    finally:
+    except BaseException:  # an interrupt too leaves none behind
         for process in processes:
             process.terminate()
+        raise
+    finally:
+        for process in processes:
             process.join()
 
 

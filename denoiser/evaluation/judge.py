@@ -156,8 +156,12 @@ def train_judge(
 
 @torch.no_grad()
 def judge_images(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features `(count, 128)` and predicted classes `(count,)` of uint8 images `(count, 1, 16, 16)`."""
-    results = [judge(batch.float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
+    """Return features `(count, 128)` and predicted classes `(count,)` of uint8 images `(count, 1, 16, 16)`.
+
+    In float32, whatever precision the caller draws in: all that is compared is judged alike.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        results = [judge(batch.float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
     features, scores = (torch.cat(parts) for parts in zip(*results, strict=True))
     return features, scores.argmax(dim=1)
 

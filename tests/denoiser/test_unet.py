@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from denoiser import UNet
+from denoiser.unet import DecoderLevel
 from tests.conftest import tiny_unet
 
 
@@ -57,9 +58,10 @@ def test_groups_of_the_default_norms_have_at_least_16_channels():
         ({"block_out_channels": (32, 40)}, "40 is not divisible by 16.*32 or 48"),
         ({"block_out_channels": ()}, "levels is 0"),
         ({"attention_levels": (5,)}, "attention_levels has 5; the levels are 0 to 2"),
-        ({"attention_head_dim": 28}, r"block_out_channels\[2\] 96 is not divisible by 28"),
+        ({"attention_levels": (2,), "attention_head_dim": 28}, r"block_out_channels\[2\] 96 is not divisible by 28"),
         ({"num_class_embeds": 0}, "num_class_embeds is 0"),
         ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"middle_blocks": -1}, "middle_blocks is -1; it must be a whole number of at least 0"),
         ({"patch_size": 2, "sample_size": 20}, "20 is not divisible by 8.*16 or 24"),
         ({"sample_size": (16, 18)}, "width 18 is not divisible by 4"),
         ({"sample_size": (16, 16, 16)}, "give one number, or a height and a width"),
@@ -68,6 +70,42 @@ def test_groups_of_the_default_norms_have_at_least_16_channels():
 def test_arguments_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UNet(**options)
+
+
+@pytest.mark.parametrize("concatenate_skips", [False, True])
+def test_a_decoder_block_sees_the_coarser_map_and_that_of_its_twin_in_the_encoder(concatenate_skips):
+    seen = []
+    level = DecoderLevel([Recorder(seen), Recorder(seen)], nn.Identity(), concatenate_skips)
+    x, first, second = torch.randn(3, 2, 4, 8, 8).unbind()
+    level(x, torch.zeros(2, 1), [first, second])
+    join = (lambda one, other: torch.cat([one, other], dim=1)) if concatenate_skips else torch.add
+    assert torch.equal(seen[0], join(x, second))
+    assert torch.equal(seen[1], join(seen[0], first))
+
+
+class Recorder(nn.Module):
+    """Returns what it is given, and notes it down."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x, emb):
+        self.seen.append(x)
+        return x
+
+
+def test_the_middle_has_as_many_blocks_as_are_asked_for():
+    assert [len(tiny_unet(middle_blocks=count).middle) for count in (0, 2)] == [0, 2]
+
+
+def test_concatenated_skips_double_the_channels_into_the_decoder():
+    def channels(**options):
+        model = tiny_unet(**options)
+        return [block.residual.conv1.in_channels for level in model.decoder for block in level.blocks]
+
+    assert channels() == [32, 16]
+    assert channels(concatenate_skips=True) == [64, 32]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (2, 1, 16, 18)])

@@ -96,3 +96,10 @@ def test_both_spaces_tell_a_shifted_set_from_the_real_one(train_images, test_ima
     for space in (judge_space(load_judge()), pixel_space(train_images)):
         moved = space.features(shifted).mean(dim=0) - space.features(test_images.images).mean(dim=0)
         assert moved.norm() > 0.1
+
+
+def test_the_judge_sees_the_same_in_mixed_precision(held_out):
+    judge, images = load_judge(), held_out.images[:20]
+    features, _ = judge_images(judge, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(judge_images(judge, images)[0], features)

@@ -11,7 +11,7 @@ def test_losses_are_averaged_over_all_and_by_quarter_of_the_timesteps():
         window.count(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 249, 250]))
         window.count(torch.tensor([4.0, 5.0]), torch.tensor([750, 999]))
     window.gradient_norms.append(torch.tensor(2.0))
-    window.steps = 1
+    window.count_step(5)
     figures = window.summary(Accelerator(cpu=True))
     assert figures["loss"] == 3
     assert (figures["loss_quarter_1"], figures["loss_quarter_2"], figures["loss_quarter_4"]) == (1.5, 3, 4.5)

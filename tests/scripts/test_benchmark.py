@@ -1,0 +1,55 @@
+"""The benchmark command; what it measures is tested with the package."""
+
+import json
+
+import pytest
+
+from tests.conftest import DATA_ROOT
+from tests.scripts.conftest import command
+
+FIELD = f"""
+arguments: --config configs/smoke.yaml --data.root {DATA_ROOT} --model.num_class_embeds null
+seconds: [1]
+baseline: deep
+entries:
+  deep:
+    arguments: --model.layers_per_block 2
+  shallow:
+    arguments: ""
+"""
+
+
+@pytest.fixture
+def entries(tmp_path):
+    path = tmp_path / "entries.yaml"
+    path.write_text(FIELD)
+    return path
+
+
+def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
+    options = ["--entries", str(entries), "--rounds", "1", "--steps", "1", "--output_dir", str(tmp_path / "out")]
+    ended = command("scripts/benchmark.py", "sample", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "| deep | 64 |" in ended.stdout
+    figures = json.loads((tmp_path / "out" / "sample.json").read_text())
+    assert [row["batch_size"] for row in figures["rows"]] == [64, 64, 512, 512]
+    assert (tmp_path / "out" / "sample.md").read_text() in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("walk", "walk"),
+        ("train --entries nowhere.yaml", "nowhere.yaml"),
+        ("train --entries configs/smoke.yaml", "configs/smoke.yaml cannot be read"),
+        ("sample --rounds 0", "rounds is 0; it must be a whole number of at least 1"),
+        ("stock --images 2 --output_dir {tmp_path}", "make them first, with the same options and train"),
+    ],
+)
+def test_what_cannot_be_measured_ends_in_one_line(arguments, message, tmp_path):
+    ended = command("scripts/benchmark.py", *arguments.format(tmp_path=tmp_path).split())
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("benchmark.py: error")
+    assert len(ended.stderr.splitlines()) == 1
+    assert message in ended.stderr
+    assert not list(tmp_path.iterdir())
