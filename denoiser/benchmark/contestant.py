@@ -1,10 +1,11 @@
 """One training of a race, in a process of its own: it trains when it is told to, and is judged at the end."""
 
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from denoiser.benchmark.entries import Entry
+from denoiser.benchmark.entries import Entry, digest, fingerprint
 from denoiser.cli import run
 from denoiser.data import load_fashion_mnist
 from denoiser.files import atomic_path
@@ -18,8 +19,8 @@ from pipelines import DenoisingPipeline, make_scheduler
 def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
     """Train an entry and leave its pipeline.
 
-    Says "ready", then trains whenever it is sent the second to train up to, and answers with its progress. At None it
-    is judged, saves the pipeline and answers with the figures.
+    Says what it is about to train, as a digest. Then trains whenever it is sent the second to train up to, and answers
+    with its progress. At None it is judged, saves the pipeline and answers with the figures.
 
     Args:
         connection: To the race.
@@ -28,19 +29,21 @@ def contend(connection: Connection, entry: Entry, seconds: float, seed: int, fol
         seed: Of the first weights and of all draws.
         folder: Where the pipeline shall be.
     """
-    run(lambda: _take_turns(connection, entry, seconds, seed, folder))
+    with suppress(EOFError):  # the race is gone, and nobody waits for an answer
+        run(lambda: _take_turns(connection, entry, seconds, seed, folder))
 
 
 def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
     config, model, scheduler = entry.build(seconds, seed)
+    what = digest(fingerprint(config, model, scheduler))
     accelerator = start_accelerator(config)
     images, held_out = (
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )
     learner = Learner(config.training, model, scheduler, accelerator, images)
     sampling = replace(config.sampling, num_images=config.training.evaluation_images, batch_size=EVALUATION_BATCH_SIZE)
-    probe = Probe(held_out, sampling)
-    connection.send("ready")
+    probe = Probe(held_out.to(accelerator.device), sampling)
+    connection.send(what)
     spent = 0.0
     while (until := connection.recv()) is not None:
         budget = Budget(None, seconds / 60, spent)

@@ -6,7 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,24 @@ from diffusers import DDPMScheduler, ModelMixin
 import denoiser
 import pipelines
 from denoiser.benchmark.machine import processor
+from denoiser.checks import pair
+from denoiser.evaluation.judge import IMAGE_SHAPE
 from denoiser.training.command import parse_run
 from denoiser.training.config import RunConfig, resolved
 
 # Settings that decide what is written when and where, not what a training comes to.
 _ASIDE = ("output_dir", "data", "tracking", "resume")
 _ASIDE_IN_TRAINING = ("log_every", "sample_every", "evaluate_every", "checkpoint_every", "checkpoints_kept")
-_CODE = [
-    *("unet.py", "basic_unet.py", "blocks.py", "embeddings.py", "randomness.py", "data", "benchmark/peers.py"),
-    *(f"training/{name}.py" for name in ("averaging", "budget", "device", "draws", "learner", "objective", "probe")),
-    *("evaluation/judge.py", "evaluation/judge.safetensors", "evaluation/distances.py"),
-]
-_PACKAGES = ("torch", "diffusers", "accelerate")
+# Code that a result does not depend on.
+_CODE_ASIDE = (
+    *("evaluation/plots.py", "evaluation/markdown.py", "evaluation/writing.py", "training/card.py"),
+    *("training/tracking.py", "training/checkpoint.py", "training/run_folder.py"),
+    *("benchmark/tables.py", "benchmark/stock.py", "benchmark/speed.py"),
+)
+_PACKAGES = (
+    *("torch", "diffusers", "accelerate", "einops", "torchvision"),
+    *("denoising-diffusion-pytorch", "smalldiffusion"),
+)
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,19 @@ def read_field(path: Path) -> Field:
 
 
 def fingerprint(config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) -> dict[str, Any]:
-    """Return all that a training's result depends on: settings, code, versions of the packages, and the processor."""
+    """Return all that a training's result depends on: settings, code, versions of the packages, and the processor.
+
+    Raises:
+        ValueError: If the judge cannot see the network's images.
+    """
+    shape = (model.config.in_channels, *pair(model.config.sample_size))
+    if shape != IMAGE_SHAPE:
+        raise ValueError(f"the network makes images of {shape} (channels, height, width), the judge sees {IMAGE_SHAPE}")
     settings = {name: value for name, value in resolved(config, model, scheduler).items() if name not in _ASIDE}
     settings["training"] = {
         name: value for name, value in settings["training"].items() if name not in _ASIDE_IN_TRAINING
     }
-    versions = {package: version(package) for package in _PACKAGES}
+    versions = {name: found[0].version for name in _PACKAGES if (found := [*distributions(name=name)])}
     return {"settings": settings, "code": _code_hash(), "versions": versions, "processor": processor()}
 
 
@@ -107,10 +120,9 @@ def digest(facts: dict[str, Any]) -> str:
 def _code_hash() -> str:
     """Hash the code that a result depends on; formatting, comments and docstrings are nothing to it."""
     package = Path(denoiser.__file__).parent
-    files: list[Path] = sorted(Path(pipelines.__file__).parent.glob("*.py"))
-    for path in (package / name for name in _CODE):
-        files += sorted(path.glob("*.py")) if path.is_dir() else [path]
-    return hashlib.sha256(b"".join(_meaning(path) for path in files)).hexdigest()[:16]
+    aside = {package / name for name in _CODE_ASIDE}
+    files = [*package.rglob("*.py"), *package.rglob("*.safetensors"), *Path(pipelines.__file__).parent.glob("*.py")]
+    return hashlib.sha256(b"".join(_meaning(path) for path in sorted(files) if path not in aside)).hexdigest()[:16]
 
 
 def _meaning(path: Path) -> bytes:

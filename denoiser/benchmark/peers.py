@@ -1,14 +1,18 @@
 """U-Nets of other projects behind the call contract of diffusers' `UNet2DModel`. They come with the extra `[bench]`."""
 
 import torch
-from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
 from diffusers import ConfigMixin, DDPMScheduler, ModelMixin  # the loader looks both names up in this module
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from smalldiffusion import Unet as _SmallDiffusionUnet
 from torch import Tensor
 
 from denoiser.embeddings import batched_timestep
+
+try:
+    from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
+    from smalldiffusion import Unet as _SmallDiffusionUnet
+except ModuleNotFoundError as error:
+    raise ImportError(f"{error}; the other projects' networks come with: pip install 'denoiser[bench]'") from error
 
 
 class LucidrainsUNet(ModelMixin, ConfigMixin):

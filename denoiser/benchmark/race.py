@@ -5,6 +5,7 @@ So whatever else the machine does meanwhile falls on all of them alike. Only its
 
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,14 +45,9 @@ class Training:
     def of(cls, entry: Entry, seconds: float, seed: int, cache: Path) -> "Training":
         """Describe a training whose result is kept in `cache`."""
         config, model, scheduler = entry.build(seconds, seed)
-        facts = {
-            **fingerprint(config, model, scheduler),
-            "network": type(model).__name__,
-            "parameters": model.num_parameters(),
-            "operations": operations_per_image(model),
-            "classes": model.config.get("num_class_embeds"),
-        }
-        return cls(entry, seconds, seed, cache / digest(facts), facts)
+        facts = fingerprint(config, model, scheduler)
+        counts = {"parameters": model.num_parameters(), "operations": operations_per_image(model)}
+        return cls(entry, seconds, seed, cache / digest(facts), {**facts, **counts})
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -79,8 +75,9 @@ def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lam
 
 def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) -> None:
     with _contestants(trainings) as connections:
-        for connection in connections.values():
-            _receive(connection)  # ready
+        for training in trainings:
+            if _receive(training, connections) != training.folder.name:
+                raise ValueError("the code or a config was changed while the race was set up; start it again")
         progress: dict[Path, dict[str, float]] = {}
         peaks = []
         while any(progress.get(one.folder, {}).get("seconds", 0.0) < one.seconds for one in trainings):
@@ -88,13 +85,12 @@ def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) 
             for training in trainings:
                 before = progress.get(training.folder, {}).get("seconds", 0.0)
                 if before < training.seconds:
-                    connection = connections[training.folder]
-                    connection.send(min(before + TURN, training.seconds))
-                    progress[training.folder] = _receive(connection)
+                    _send(training, connections, min(before + TURN, training.seconds))
+                    progress[training.folder] = _receive(training, connections)
                     on_turn(progress[training.folder]["seconds"] - before)
         for training in trainings:
-            connections[training.folder].send(None)
-            figures = _receive(connections[training.folder])
+            _send(training, connections, None)
+            figures = _receive(training, connections)
             result = {**progress[training.folder], **figures, "peak": fmean(peaks), "facts": training.facts}
             result |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "beside": len(trainings) - 1}
             with atomic_path(training.folder / RESULT) as temporary:
@@ -109,8 +105,10 @@ def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connectio
         for training in trainings:
             connections[training.folder], theirs = context.Pipe()
             arguments = (theirs, training.entry, training.seconds, training.seed, training.folder / PIPELINE)
-            processes.append(context.Process(target=contend, args=arguments, daemon=True))
-            processes[-1].start()
+            process = context.Process(target=contend, args=arguments, daemon=True)
+            with _interrupts_ignored():
+                process.start()
+            processes.append(process)
             theirs.close()
         yield connections
     except BaseException:  # an interrupt too leaves none behind
@@ -122,8 +120,33 @@ def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connectio
             process.join()
 
 
-def _receive(connection: Connection) -> Any:
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore interrupts, which are for the race to handle."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return connection.recv()
-    except EOFError as error:
-        raise ValueError("an entry could not be trained; its own message stands above") from error
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _send(training: Training, connections: dict[Path, Connection], message: float | None) -> None:
+    with _named(training):
+        connections[training.folder].send(message)
+
+
+def _receive(training: Training, connections: dict[Path, Connection]) -> Any:
+    with _named(training):
+        return connections[training.folder].recv()
+
+
+@contextmanager
+def _named(training: Training) -> Iterator[None]:
+    """Say which training it was whose process has ended."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        raise ValueError(
+            f"'{training.entry.name}' could not be trained for {training.seconds:g} s: its process ended; "
+            "what it said stands above"
+        ) from error

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import geometric_mean
 from typing import Any
 
 from PIL import Image
@@ -77,45 +78,59 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     """Return how long each network takes to the distance that the baseline has after its longest training."""
-    own = [row for row in rows if row["name"] == baseline]
-    if not own:
-        return ""
-    longest = max(own, key=lambda row: row["seconds"])
+    curves = curves_of(rows)
+    longest, distance = max(curves[baseline].items())
     lines = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        seconds = seconds_to(longest["frechet"], [row for row in rows if row["name"] == name])
-        share = "" if seconds is None else number(seconds / longest["seconds"])
-        lines.append([name, "not reached" if seconds is None else f"{seconds:.0f}", share])
+    for name, curve in curves.items():
+        seconds = seconds_to(distance, curve)
+        if seconds is None:
+            lines.append([name, "not reached", ""])
+        else:
+            at_most = "at most " if seconds == min(curve) else ""
+            lines.append([name, f"{at_most}{seconds:.0f}", f"{at_most}{number(seconds / longest)}"])
     table = markdown_table(["network", "seconds", "ratio"], lines)
     return (
-        f"Seconds to a Fréchet distance of {number(longest['frechet'])}, {baseline}'s after {longest['seconds']:g} s "
-        f"(between trainings of other lengths, along the line in the plot):\n\n{table}"
+        f"Seconds to a Fréchet distance of {number(distance)}, {baseline}'s after {longest:g} s (between trainings of "
+        f"other lengths, along the line in the plot):\n\n{table}"
     )
 
 
-def seconds_to(distance: float, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
+    """Return the distance by seconds of training, by name; the geometric mean where there are several seeds."""
+    curves: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        curves.setdefault(row["name"], {}).setdefault(row["seconds"], []).append(row["frechet"])
+    return {
+        name: {seconds: geometric_mean(distances) for seconds, distances in sorted(curve.items())}
+        for name, curve in curves.items()
+    }
+
+
+def seconds_to(distance: float, curve: Mapping[float, float]) -> float | None:
     """Return the length of a training that reaches the distance, by a power law between the two trainings around it.
 
     None if no training reaches it; the shortest one's length if that does already.
+
+    Args:
+        distance: What is to be reached.
+        curve: Distance by seconds of training.
     """
-    ordered = sorted(rows, key=lambda row: row["seconds"])
-    previous: Mapping[str, Any] | None = None
-    for row in ordered:
-        if row["frechet"] <= distance:
-            if previous is None:
-                return row["seconds"]
-            share = math.log(previous["frechet"] / distance) / math.log(previous["frechet"] / row["frechet"])
-            return previous["seconds"] * (row["seconds"] / previous["seconds"]) ** share
-        previous = row
+    before: tuple[float, float] | None = None
+    for seconds, reached in sorted(curve.items()):
+        if reached <= distance:
+            if before is None:
+                return seconds
+            share = math.log(before[1] / distance) / math.log(before[1] / reached)
+            return before[0] * (seconds / before[0]) ** share
+        before = seconds, reached
     return None
 
 
 def train_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw the distance against the seconds of training, both logarithmic."""
     figure, axes = new_figure()
-    for name in dict.fromkeys(row["name"] for row in rows):
-        own = sorted((row["seconds"], row["frechet"]) for row in rows if row["name"] == name)
-        axes.plot(*zip(*own, strict=True), "o-", label=name)
+    for name, curve in curves_of(rows).items():
+        axes.plot(*zip(*curve.items(), strict=True), "o-", label=name)
     axes.axhline(rows[0]["frechet_floor"], linestyle=":", color="black", label="real test images")
     axes.set(xlabel="seconds of training", ylabel="Fréchet distance", xscale="log", yscale="log")
     axes.legend(fontsize=8)

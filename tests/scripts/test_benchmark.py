@@ -39,10 +39,10 @@ def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("walk", "walk"),
-        ("train --entries nowhere.yaml", "nowhere.yaml"),
-        ("train --entries configs/smoke.yaml", "configs/smoke.yaml cannot be read"),
-        ("sample --rounds 0", "rounds is 0; it must be a whole number of at least 1"),
+        ("walk --output_dir {tmp_path}", "walk"),
+        ("train --entries nowhere.yaml --output_dir {tmp_path}", "nowhere.yaml"),
+        ("train --entries configs/smoke.yaml --output_dir {tmp_path}", "configs/smoke.yaml cannot be read"),
+        ("sample --rounds 0 --output_dir {tmp_path}", "rounds is 0; it must be a whole number of at least 1"),
         ("stock --images 2 --output_dir {tmp_path}", "make them first, with the same options and train"),
     ],
 )

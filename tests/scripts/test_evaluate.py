@@ -51,7 +51,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
                 floor, samples, ceiling = (columns[column][name]["mean"] for column in ("floor", "samples", "ceiling"))
                 assert floor < samples  # of a network trained for twenty steps
                 assert floor < 0.1 * ceiling
-            assert columns["samples"]["recall"]["spread"] is not None
+            assert columns["samples"]["frechet"]["spread"] is not None
     rows = {(row["sampler"], row["calls"]) for row in report["samplers"][:-1]}
     few = {(name, steps) for name in ("ddpm", "ddim", "dpmsolver++", "unipc") for steps in (5, 10, 20, 50)}
     assert rows >= few | {("ddpm", 1000)}

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.configuration_utils import FrozenDict
 
 from denoiser.benchmark.machine import operations_per_image
 from denoiser.benchmark.peers import LucidrainsUNet, SmallDiffusionUNet
@@ -34,7 +35,8 @@ def test_operations_are_those_of_products_and_convolutions():
     layer = torch.nn.Conv2d(1, 4, 3, padding=1)
 
     class OneLayer(torch.nn.Module):
-        config = type("Config", (), {"in_channels": 1, "sample_size": 16})
+        config = FrozenDict(in_channels=1, sample_size=16)
+        device = torch.device("cpu")
 
         def forward(self, sample, timestep):
             return layer(sample)

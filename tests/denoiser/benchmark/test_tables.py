@@ -1,6 +1,6 @@
 import pytest
 
-from denoiser.benchmark.tables import reach_table, seconds_to, speed_table
+from denoiser.benchmark.tables import curves_of, reach_table, seconds_to, speed_table
 
 
 def rows(**by_name):
@@ -13,15 +13,15 @@ def rows(**by_name):
 
 def test_the_way_between_two_trainings_is_a_power_law():
     # distance = 100 / seconds
-    assert seconds_to(2, rows(net={10: 10, 100: 1})) == pytest.approx(50)
+    assert seconds_to(2, {10: 10, 100: 1}) == pytest.approx(50)
 
 
 def test_a_distance_that_is_never_reached_takes_no_time_that_could_be_named():
-    assert seconds_to(0.5, rows(net={10: 10, 100: 1})) is None
+    assert seconds_to(0.5, {10: 10, 100: 1}) is None
 
 
 def test_the_shortest_training_is_the_answer_where_it_reaches_the_distance_already():
-    assert seconds_to(20, rows(net={10: 10, 100: 1})) == 10
+    assert seconds_to(20, {10: 10, 100: 1}) == 10
 
 
 def test_the_distance_to_reach_is_that_of_the_baselines_longest_training():
@@ -29,6 +29,14 @@ def test_the_distance_to_reach_is_that_of_the_baselines_longest_training():
     assert "distance of 2, peer's after 900 s" in table
     assert "| peer | 900 | 1 |" in table
     assert "| ours | 50 | 0.05556 |" in table
+
+
+def test_seeds_count_as_one_training_of_their_mean():
+    assert curves_of([*rows(net={10: 1}), *rows(net={10: 4, 100: 1})]) == {"net": {10: 2, 100: 1}}
+
+
+def test_the_shortest_training_is_an_upper_bound():
+    assert "| ours | at most 10 | at most 0.1 |" in reach_table(rows(peer={100: 8}, ours={10: 7}), "peer")
 
 
 def test_a_speed_is_compared_with_the_baseline_at_the_same_batch_size():
