@@ -1,7 +1,6 @@
 """One training of a race, in a process of its own: it trains when it is told to, and is judged at the end."""
 
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
-from denoiser.training.trainer import EVALUATION_BATCH_SIZE, start_accelerator
-from pipelines import DenoisingPipeline, make_scheduler
+from denoiser.training.trainer import start_accelerator
+from pipelines import make_scheduler
 
 
 def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
@@ -41,8 +40,7 @@ def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int,
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )
     learner = Learner(config.training, model, scheduler, accelerator, images)
-    sampling = replace(config.sampling, num_images=config.training.evaluation_images, batch_size=EVALUATION_BATCH_SIZE)
-    probe = Probe(held_out.to(accelerator.device), sampling)
+    probe = Probe(held_out.to(accelerator.device), config.sampling, config.training.evaluation_images)
     connection.send(what)
     spent = 0.0
     while (until := connection.recv()) is not None:
@@ -53,9 +51,7 @@ def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int,
         spent = budget.seconds
         connection.send({"seconds": spent, "steps": learner.step, "images": learner.window.images})
 
-    names = None if learner.num_classes is None else images.class_names
-    pipeline = DenoisingPipeline(learner.averaged_model(), make_scheduler(sampling.scheduler, scheduler.config), names)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = learner.pipeline(make_scheduler(config.sampling.scheduler, scheduler.config))
     with accelerator.autocast():  # as in training
         figures = probe.figures(pipeline, scheduler)
     pipeline.scheduler = scheduler

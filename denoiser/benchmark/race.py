@@ -78,12 +78,12 @@ def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) 
         for training in trainings:
             if _receive(training, connections) != training.folder.name:
                 raise ValueError("the code or a config was changed while the race was set up; start it again")
-        progress: dict[Path, dict[str, float]] = {}
+        progress: dict[Path, dict[str, float]] = {training.folder: {"seconds": 0.0} for training in trainings}
         peaks = []
-        while any(progress.get(one.folder, {}).get("seconds", 0.0) < one.seconds for one in trainings):
+        while any(progress[training.folder]["seconds"] < training.seconds for training in trainings):
             peaks.append(matmul_speed())
             for training in trainings:
-                before = progress.get(training.folder, {}).get("seconds", 0.0)
+                before = progress[training.folder]["seconds"]
                 if before < training.seconds:
                     _send(training, connections, min(before + TURN, training.seconds))
                     progress[training.folder] = _receive(training, connections)
@@ -92,7 +92,7 @@ def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) 
             _send(training, connections, None)
             figures = _receive(training, connections)
             result = {**progress[training.folder], **figures, "peak": fmean(peaks), "facts": training.facts}
-            result |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "beside": len(trainings) - 1}
+            result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
             with atomic_path(training.folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(result, indent=2) + "\n")
 

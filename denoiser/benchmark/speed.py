@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
@@ -15,7 +14,7 @@ from torchvision import transforms
 from denoiser.benchmark.entries import Entry
 from denoiser.benchmark.machine import matmul_speed, operations_per_image
 from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.training.device import choose_mixed_precision, in_best_layout
+from denoiser.training.device import as_trained, choose_mixed_precision, in_best_layout
 from denoiser.training.draws import draw
 from pipelines import DenoisingPipeline, make_scheduler
 
@@ -58,22 +57,23 @@ def sampling_speeds(
     """
     device = PartialState().device
     rows = []
-    pipelines, precisions = {}, {}
+    pipelines, precisions, operations = {}, {}, {}
     for entry in entries:
         config, model, scheduler = entry.build(entry.seconds[0], seed=0)
         precisions[entry.name] = choose_mixed_precision(config.training.mixed_precision, device)
         model = model.to(device).eval()
+        operations[entry.name] = operations_per_image(model)
         if config.training.channels_last:
             in_best_layout(model)
         pipelines[entry.name] = DenoisingPipeline(model, make_scheduler(config.sampling.scheduler, scheduler.config))
         pipelines[entry.name].set_progress_bar_config(disable=True)
 
     def job(name: str, batch_size: int) -> Callable[[], int]:
-        pipeline, bf16 = pipelines[name], precisions[name] == "bf16"
+        pipeline = pipelines[name]
         labels = 0 if pipeline.num_classes else None
 
         def draw_batch() -> int:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with as_trained(precisions[name], device):
                 pipeline(batch_size, labels, num_inference_steps=steps, seed=0, output_type="pt")
             return batch_size
 
@@ -82,19 +82,11 @@ def sampling_speeds(
     for batch_size in batch_sizes:
         speeds = alternate({name: job(name, batch_size) for name in pipelines}, rounds)
         peak = matmul_speed()
-        for name, pipeline in pipelines.items():
-            speed, operations = median(speeds[name]), operations_per_image(pipeline.unet)
-            rows.append(
-                {
-                    "name": name,
-                    "batch_size": batch_size,
-                    "precision": precisions[name],
-                    "images_per_second": speed,
-                    "slowest_round": min(speeds[name]),
-                    "fastest_round": max(speeds[name]),
-                    "share_of_peak": speed * steps * operations / peak,
-                }
-            )
+        for name in pipelines:
+            summary = _summary(speeds[name])
+            share = summary["images_per_second"] * steps * operations[name] / peak
+            facts = {"name": name, "batch_size": batch_size, "precision": precisions[name]}
+            rows.append({**facts, **summary, "share_of_peak": share})
     return rows
 
 
@@ -150,12 +142,9 @@ def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> lis
         return load
 
     speeds = alternate({"denoiser": ours, **{name: theirs(loader) for name, loader in loaders.items()}}, rounds)
-    return [
-        {
-            "name": name,
-            "images_per_second": median(values),
-            "slowest_round": min(values),
-            "fastest_round": max(values),
-        }
-        for name, values in speeds.items()
-    ]
+    return [{"name": name, **_summary(values)} for name, values in speeds.items()]
+
+
+def _summary(speeds: Sequence[float]) -> dict[str, float]:
+    """Return what a table says of the rounds' speeds."""
+    return {"images_per_second": median(speeds), "slowest_round": min(speeds), "fastest_round": max(speeds)}

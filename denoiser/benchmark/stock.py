@@ -14,7 +14,7 @@ from torch import Tensor
 from denoiser.benchmark.race import PIPELINE, Training
 from denoiser.evaluation.distances import Moments, frechet_distance
 from denoiser.evaluation.judge import judge_images, load_judge
-from denoiser.training.device import in_best_layout
+from denoiser.training.device import as_trained, in_best_layout
 from pipelines import SamplingConfig, draw_samples, load_pipeline, make_scheduler, quantised
 
 BATCH_SIZE = 64
@@ -53,7 +53,7 @@ def _until_as_close(training: Training, distance: float, num_images: int) -> Ite
         in_best_layout(pipeline.unet)
     name = settings["sampling"]["scheduler"]
     pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.result["precision"] == "bf16"):
+    with as_trained(training.result["precision"], pipeline.device):
         for steps in STEPS:
             config = SamplingConfig(num_images=num_images, steps=steps, scheduler=name, batch_size=BATCH_SIZE)
             row = _row(training, steps, partial(draw_samples, pipeline, config))

@@ -44,9 +44,10 @@ def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
 def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     """Return the trainings as a table, in order of their length; ratios are to the baseline's of equal length."""
     seeds = len({row["seed"] for row in rows}) > 1
+    baselines = {(row["seconds"], row["seed"]): row for row in rows if row["name"] == baseline}
     lines = []
     for row in sorted(rows, key=lambda row: row["seconds"]):
-        other = _find(rows, baseline, row["seconds"], row["seed"])
+        other = baselines.get((row["seconds"], row["seed"]))
         ratio = number(row["frechet"] / other["frechet"]) if other else ""
         speed_ratio = number(row["images_per_second"] / other["images_per_second"]) if other else ""
         lines.append(
@@ -167,7 +168,3 @@ def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     columns = ["network", "seconds of training", "steps", "Fréchet distance", "images/s", "ratio"]
     return f"{markdown_table(columns, lines)}\n{target['images']:,} images a row.\n"
-
-
-def _find(rows: Sequence[Mapping[str, Any]], name: str, seconds: float, seed: int) -> Mapping[str, Any] | None:
-    return next((row for row in rows if (row["name"], row["seconds"], row["seed"]) == (name, seconds, seed)), None)

@@ -1,4 +1,4 @@
-"""The report's pictures."""
+"""The report's pictures. matplotlib is imported here and nowhere else."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO

@@ -39,6 +39,11 @@ def choose_mixed_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if multiplies_bf16_natively(device) else "no"
 
 
+def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:
+    """Return the context that runs a network in the precision it was trained in, where no `Accelerator` is at hand."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
 def use_all_cores(state: PartialState) -> None:
     """Share the cores among the processes of this machine; `accelerate launch` alone would give each one thread."""
     if state.device.type == "cpu":

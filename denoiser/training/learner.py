@@ -2,7 +2,7 @@
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, ModelMixin
+from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.optim import AdamW
@@ -17,6 +17,7 @@ from denoiser.training.device import in_best_layout
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
 from denoiser.training.objective import check_noise_schedule, denoising_loss
+from pipelines import DenoisingPipeline
 
 
 class Learner:
@@ -102,9 +103,13 @@ class Learner:
         self.step += 1
         return loss
 
-    def averaged_model(self) -> ModelMixin:
-        """Return a copy of the network with the averaged weights."""
-        return averaged_model(self.raw_model, self.ema, self.scheduler, self.images)
+    def pipeline(self, scheduler: SchedulerMixin) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights that draws with `scheduler`, its progress bar off."""
+        names = None if self.num_classes is None else self.images.class_names
+        model = averaged_model(self.raw_model, self.ema, self.scheduler, self.images)
+        pipeline = DenoisingPipeline(model, scheduler, names)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
 
     def _draw(self) -> Draws:
         """Draw for the global batch: all processes, all accumulated passes."""

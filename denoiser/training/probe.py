@@ -1,5 +1,7 @@
 """A cheap evaluation of a network while it trains."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
@@ -13,7 +15,7 @@ from denoiser.training.objective import denoising_loss
 from denoiser.training.processes import share_out
 from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, quantised
 
-FEWEST = 100  # images
+FEWEST, BATCH_SIZE = 100, 256  # images
 
 
 class Probe:
@@ -23,19 +25,19 @@ class Probe:
 
     Args:
         held_out: Images that the network is not trained on.
-        sampling: How to draw, and how many: the floor is measured with as many held-out images.
+        sampling: How to draw; the number of images and the batch size are the probe's own.
+        count: Images to draw; the floor is measured with as many held-out images.
 
     Raises:
         FileNotFoundError: If the judge's file is missing.
         ValueError: If it was altered, or the number of images cannot be judged.
     """
 
-    def __init__(self, held_out: ImageSet, sampling: SamplingConfig) -> None:
-        count = sampling.num_images
+    def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int) -> None:
         if not FEWEST <= count <= len(held_out):
             raise ValueError(f"evaluation_images is {count}; it must be from {FEWEST} to {len(held_out)}")
         self.held_out = ImageSet(held_out.images[:count], held_out.labels[:count], held_out.class_names)
-        self.sampling = sampling
+        self.sampling = replace(sampling, num_images=count, batch_size=BATCH_SIZE)
         known = held_out.class_names == CLASS_NAMES and tuple(held_out.images.shape[1:]) == IMAGE_SHAPE
         self.judge = load_judge() if known else None
         self.floor = self._frechet(self.held_out.images.cpu()) if known else None

@@ -1,7 +1,6 @@
 """The training loop: the loop decides when, the step says what."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder
 from denoiser.training.tracking import Tracker
 from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
-
-EVALUATION_BATCH_SIZE = 256
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -83,8 +80,7 @@ class Trainer:
         check_sampling(config.sampling, model, self.sampler)
         self.probe: Probe | None = None
         if held_out is not None:
-            sampling = replace(config.sampling, num_images=training.evaluation_images, batch_size=EVALUATION_BATCH_SIZE)
-            self.probe = Probe(held_out.to(accelerator.device), sampling)
+            self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, trained(model, scheduler))
@@ -131,10 +127,7 @@ class Trainer:
 
     def pipeline(self) -> DenoisingPipeline:
         """Return the pipeline of the averaged weights."""
-        names = None if self.learner.num_classes is None else self.learner.images.class_names
-        pipeline = DenoisingPipeline(self.learner.averaged_model(), self.scheduler, names)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return self.learner.pipeline(self.scheduler)
 
     def _after_step(self, last: bool, tracker: Tracker) -> None:
         """Evaluate, log, draw and save: what is due after this step, and all of it after the last."""
@@ -173,7 +166,7 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.probe is not None:
             with self.accelerator.autocast():  # as in training, for speed
-                self.evaluation = self.probe.figures(self._sampling_pipeline(), self.scheduler)
+                self.evaluation = self.probe.figures(self.learner.pipeline(self.sampler), self.scheduler)
 
     def _save_pipeline(self, tracker: Tracker) -> None:
         """Save what the run is for, with its card."""
@@ -189,12 +182,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _grid(self) -> Image.Image:
-        return image_grid(draw_samples(self._sampling_pipeline(), self.config.sampling))
-
-    def _sampling_pipeline(self) -> DenoisingPipeline:
-        pipeline = self.pipeline()
-        pipeline.scheduler = self.sampler
-        return pipeline
+        return image_grid(draw_samples(self.learner.pipeline(self.sampler), self.config.sampling))
 
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
