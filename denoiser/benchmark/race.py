@@ -74,6 +74,7 @@ def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lam
 
 
 def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) -> None:
+    started = _now()
     with _contestants(trainings) as connections:
         for training in trainings:
             if _receive(training, connections) != training.folder.name:
@@ -92,9 +93,13 @@ def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) 
             _send(training, connections, None)
             figures = _receive(training, connections)
             result = {**progress[training.folder], **figures, "peak": fmean(peaks), "facts": training.facts}
-            result["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+            result |= {"race": started, "date": _now()}
             with atomic_path(training.folder / RESULT) as temporary:
                 temporary.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

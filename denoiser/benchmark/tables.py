@@ -35,6 +35,7 @@ def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
                 "bf16_matmul_peak": result["peak"],
                 "share_of_peak": FORWARDS_IN_A_STEP * facts["operations"] * speed / result["peak"],
                 **{name: result[name] for name in ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")},
+                "race": result["race"],
                 "date": result["date"],
             }
         )
@@ -42,12 +43,12 @@ def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
 
 
 def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return the trainings as a table, in order of their length; ratios are to the baseline's of equal length."""
+    """Return the trainings as a table, in order of their length; ratios are to the baseline's in the same race."""
     seeds = len({row["seed"] for row in rows}) > 1
-    baselines = {(row["seconds"], row["seed"]): row for row in rows if row["name"] == baseline}
+    baselines = {(row["race"], row["seed"]): row for row in rows if row["name"] == baseline}
     lines = []
     for row in sorted(rows, key=lambda row: row["seconds"]):
-        other = baselines.get((row["seconds"], row["seed"]))
+        other = baselines.get((row["race"], row["seed"]))
         ratio = number(row["frechet"] / other["frechet"]) if other else ""
         speed_ratio = number(row["images_per_second"] / other["images_per_second"]) if other else ""
         lines.append(
@@ -73,7 +74,7 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     images, floor = rows[0]["evaluation_images"], number(rows[0]["frechet_floor"])
     return (
         f"{markdown_table(columns, lines)}\nFréchet distance of {images:,} images to the train split in the judge's "
-        f"features; the floor, as many test images, is {floor}. Ratios are to {baseline}.\n"
+        f"features; the floor, as many test images, is {floor}. Ratios are to {baseline} in the same race.\n"
     )
 
 
