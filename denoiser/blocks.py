@@ -37,9 +37,11 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """Convolve 3x3 and keep the size."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+def convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
+    """Return a convolution that keeps height and width; the kernel's size is odd."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"the kernel size is {kernel_size}; it must be odd")
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
 def group_norm(channels: int, group_size: int) -> nn.GroupNorm:
@@ -48,7 +50,7 @@ def group_norm(channels: int, group_size: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside a shortcut; the embedding scales and shifts the second norm.
+    """Two normalised convolutions beside a shortcut; the embedding scales and shifts the second norm.
 
     The adaptive group normalisation of Dhariwal & Nichol (2021), section 3.
 
@@ -57,15 +59,26 @@ class ResidualBlock(nn.Module):
         out_channels: Channels out.
         embedding_channels: Channels of the conditioning vector.
         group_size: Channels in a normalisation group; divides `in_channels` and `out_channels`.
+        second_kernel_size: Side of the second convolution, odd.
+        dropout: Share of the values zeroed in training, before the second convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        group_size: int,
+        second_kernel_size: int = 3,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels, group_size)
-        self.conv1 = conv3x3(in_channels, out_channels)
+        self.conv1 = convolution(in_channels, out_channels)
         self.modulation = nn.Linear(embedding_channels, 2 * out_channels)
         self.norm2 = group_norm(out_channels, group_size)
-        self.conv2 = zero_init(conv3x3(out_channels, out_channels))
+        self.conv2 = zero_init(convolution(out_channels, out_channels, second_kernel_size))
+        self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.activation = nn.SiLU()
 
@@ -74,7 +87,7 @@ class ResidualBlock(nn.Module):
         scale, shift = rearrange(self.modulation(emb), "b (two c) -> two b c 1 1", two=2)
         h = self.conv1(self.activation(self.norm1(x)))
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.shortcut(x) + self.conv2(self.activation(h))
+        return self.shortcut(x) + self.conv2(self.dropout(self.activation(h)))
 
 
 class SelfAttention(nn.Module):
@@ -106,14 +119,12 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, with self-attention after it where `head_dim` is given; the unit of gradient checkpointing."""
+    """A residual block, and self-attention (or nothing) after it; the unit of gradient checkpointing."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int, head_dim: int | None
-    ) -> None:
+    def __init__(self, residual: ResidualBlock, attention: nn.Module) -> None:
         super().__init__()
-        self.residual = ResidualBlock(in_channels, out_channels, embedding_channels, group_size)
-        self.attention = SelfAttention(out_channels, head_dim, group_size) if head_dim else nn.Identity()
+        self.residual = residual
+        self.attention = attention
         # diffusers' `enable_gradient_checkpointing` sets both on every module that has the first
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Tensor] | None = None

@@ -6,15 +6,14 @@ import torch
 from denoiser.checks import check_seed
 
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
-DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION, HELD_OUT, LIKELIHOOD = range(8)
+DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION, HELD_OUT, LIKELIHOOD, NETWORK = range(9)
 
 
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:
     """Return a CPU generator whose stream is a function of the purpose, the seed and the position alone.
 
     Args:
-        purpose: `DATA_ORDER`, `TRAINING_STEP`, `SAMPLING`, `CALIBRATION`, `JUDGE`, `EVALUATION`, `HELD_OUT` or
-            `LIKELIHOOD`.
+        purpose: One of the names above.
         seed: The user's seed, 0 or more.
         position: Where in the run, such as a step or an image's index.
 

@@ -8,7 +8,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from denoiser.blocks import Block, Downsample, Upsample, conv3x3, depth_to_space, group_norm, space_to_depth, zero_init
+from denoiser.blocks import (
+    Block,
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    convolution,
+    depth_to_space,
+    group_norm,
+    space_to_depth,
+    zero_init,
+)
 from denoiser.checks import check_divisible, check_positive, pair
 from denoiser.embeddings import LabelEmbedding, batched_timestep, sinusoidal_embedding
 
@@ -58,7 +69,7 @@ class UNet(ModelMixin, ConfigMixin):
         in_channels: Image channels in.
         out_channels: Image channels out.
         block_out_channels: Width of each level, finest first; each divisible by `norm_group_size`.
-        layers_per_block: Residual blocks a level, on the way down and again on the way up.
+        layers_per_block: Residual blocks a level, or of each level, on the way down and again on the way up.
         middle_blocks: Residual blocks between the way down and the way up, at the coarsest level.
         attention_levels: Levels with self-attention, 0 the finest; the middle has it if the coarsest level does.
         attention_head_dim: Channels of an attention head; divides the width of each attention level.
@@ -66,6 +77,8 @@ class UNet(ModelMixin, ConfigMixin):
         patch_size: Side of the square of pixels that the stem moves into the channels; 1 leaves the image as it is.
         concatenate_skips: Whether the decoder's blocks take the encoder's maps beside their own, as Ronneberger et al.
             do, or added to them, which costs a fifth less and learns as well (docs/study.md).
+        second_kernel_size: Side of the second convolution of a residual block, odd.
+        dropout: Share of a residual block's values zeroed in training, before its second convolution.
         num_class_embeds: Number of classes, or None for an unconditional network.
         embedding_channels: Channels of the time and label embedding; four times the first width if None.
 
@@ -84,13 +97,15 @@ class UNet(ModelMixin, ConfigMixin):
         in_channels: int = 1,
         out_channels: int = 1,
         block_out_channels: tuple[int, ...] = (32, 64, 96),
-        layers_per_block: int = 1,
+        layers_per_block: int | tuple[int, ...] = 1,
         middle_blocks: int = 0,
         attention_levels: tuple[int, ...] = (),
         attention_head_dim: int = 32,
         norm_group_size: int = 16,
         patch_size: int = 1,
         concatenate_skips: bool = False,
+        second_kernel_size: int = 3,
+        dropout: float = 0.0,
         num_class_embeds: int | None = None,
         embedding_channels: int | None = None,
     ) -> None:
@@ -101,12 +116,12 @@ class UNet(ModelMixin, ConfigMixin):
         check_positive(
             in_channels=in_channels,
             out_channels=out_channels,
-            layers_per_block=layers_per_block,
             attention_head_dim=attention_head_dim,
             norm_group_size=norm_group_size,
             patch_size=patch_size,
             embedding_channels=emb_channels,
         )
+        depths = self._depths(layers_per_block, num_levels)
         if not isinstance(middle_blocks, int) or middle_blocks < 0:
             raise ValueError(f"middle_blocks is {middle_blocks}; it must be a whole number of at least 0")
         for width in widths:
@@ -123,8 +138,11 @@ class UNet(ModelMixin, ConfigMixin):
         self._check_size(*pair(sample_size))
 
         def block(in_channels: int, level: int) -> Block:
-            head_dim = attention_head_dim if level in attention_levels else None
-            return Block(in_channels, widths[level], emb_channels, norm_group_size, head_dim)
+            width, attends = widths[level], level in attention_levels
+            return Block(
+                ResidualBlock(in_channels, width, emb_channels, norm_group_size, second_kernel_size, dropout),
+                SelfAttention(width, attention_head_dim, norm_group_size) if attends else nn.Identity(),
+            )
 
         self.time_embedding = nn.Sequential(
             nn.Linear(widths[0], emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
@@ -132,22 +150,22 @@ class UNet(ModelMixin, ConfigMixin):
         self.label_embedding = LabelEmbedding(num_class_embeds, emb_channels) if num_class_embeds else None
         self.activation = nn.SiLU()
 
-        self.stem = conv3x3(in_channels * patch_size**2, widths[0])
+        self.stem = convolution(in_channels * patch_size**2, widths[0])
         self.encoder = nn.ModuleList()
         for level, width in enumerate(widths):
             down = Downsample(widths[level - 1], width) if level else nn.Identity()
-            self.encoder.append(EncoderLevel(down, [block(width, level) for _ in range(layers_per_block)]))
+            self.encoder.append(EncoderLevel(down, [block(width, level) for _ in range(depths[level])]))
         self.middle = nn.ModuleList(block(widths[-1], num_levels - 1) for _ in range(middle_blocks))
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             up = Upsample(width, widths[level - 1]) if level else nn.Identity()
             width_in = 2 * width if concatenate_skips else width
-            blocks = [block(width_in, level) for _ in range(layers_per_block)]
+            blocks = [block(width_in, level) for _ in range(depths[level])]
             self.decoder.append(DecoderLevel(blocks, up, concatenate_skips))
         self.head = nn.Sequential(
             group_norm(widths[0], norm_group_size),
             nn.SiLU(),
-            zero_init(conv3x3(widths[0], out_channels * patch_size**2)),
+            zero_init(convolution(widths[0], out_channels * patch_size**2)),
         )
 
     @property
@@ -201,6 +219,15 @@ class UNet(ModelMixin, ConfigMixin):
         elif class_labels is not None:
             raise ValueError("class_labels were given to an unconditional UNet; build it with num_class_embeds")
         return self.activation(emb)
+
+    @staticmethod
+    def _depths(layers_per_block: int | Sequence[int], num_levels: int) -> list[int]:
+        depths = [*layers_per_block] if isinstance(layers_per_block, Sequence) else [layers_per_block] * num_levels
+        if len(depths) != num_levels:
+            raise ValueError(f"layers_per_block is {layers_per_block}; give one number, or {num_levels}, one a level")
+        for depth in depths:
+            check_positive(layers_per_block=depth)
+        return depths
 
     def _check_size(self, height: int, width: int) -> None:
         for name, size in (("height", height), ("width", width)):

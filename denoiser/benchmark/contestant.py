@@ -34,12 +34,13 @@ def contend(connection: Connection, entry: Entry, seconds: float, seed: int, fol
 
 def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
     config, model, scheduler = entry.build(seconds, seed)
-    what = digest(fingerprint(config, model, scheduler))
+    what = digest(fingerprint(entry, config, model, scheduler))
     accelerator = start_accelerator(config)
     images, held_out = (
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )
     learner = Learner(config.training, model, scheduler, accelerator, images)
+    averages = {power: learner.new_average(power) for power in entry.ema_powers}
     probe = Probe(held_out.to(accelerator.device), config.sampling, config.training.evaluation_images)
     connection.send(what)
     spent = 0.0
@@ -48,13 +49,18 @@ def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int,
         budget.start()
         while budget.seconds < until:
             learner.take_step(budget.progress(learner.step, accelerator))
+            for average in averages.values():
+                average.step(learner.raw_model.parameters())
         spent = budget.seconds
         connection.send({"seconds": spent, "steps": learner.step, "images": learner.window.images})
 
-    pipeline = learner.pipeline(make_scheduler(config.sampling.scheduler, scheduler.config))
+    sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
     with accelerator.autocast():  # as in training
-        figures = probe.figures(pipeline, scheduler)
-    pipeline.scheduler = scheduler
+        figures = probe.figures(learner.pipeline(sampler), scheduler)
+        others = [
+            {"ema_power": power, **probe.figures(learner.pipeline(sampler, average), scheduler)}
+            for power, average in averages.items()
+        ]
     with atomic_path(folder) as temporary:
-        pipeline.save_pretrained(temporary)
-    connection.send({**figures, "precision": accelerator.mixed_precision})
+        learner.pipeline(scheduler).save_pretrained(temporary)
+    connection.send({**figures, "precision": accelerator.mixed_precision, "other_averages": others})

@@ -32,7 +32,7 @@ _CODE_ASIDE = (
 )
 _PACKAGES = (
     *("torch", "diffusers", "accelerate", "einops", "torchvision"),
-    *("denoising-diffusion-pytorch", "smalldiffusion"),
+    *("denoising-diffusion-pytorch", "smalldiffusion", "pytorch-optimizer"),
 )
 
 
@@ -44,11 +44,13 @@ class Entry:
         name: What the tables call it.
         arguments: Command line of `scripts/train.py`.
         seconds: How long to train it, each time from the start.
+        ema_powers: Further averages of the weights that are kept and judged beside the training's own.
     """
 
     name: str
     arguments: tuple[str, ...]
     seconds: tuple[float, ...]
+    ema_powers: tuple[float, ...] = ()
 
     def build(self, seconds: float, seed: int) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
         """Return the settings of a training of so many seconds, the network with its first weights, the scheduler."""
@@ -82,8 +84,11 @@ def read_field(path: Path) -> Field:
         base, seconds, baseline = shlex.split(content["arguments"]), content["seconds"], content["baseline"]
         entries = {}
         for name, entry in content["entries"].items():
-            lengths = tuple(float(length) for length in entry.get("seconds", seconds))
-            entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"])), lengths)
+            lengths, powers = (
+                tuple(float(number) for number in numbers)
+                for numbers in (entry.get("seconds", seconds), entry.get("ema_powers", ()))
+            )
+            entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"])), lengths, powers)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); configs/benchmark/networks.yaml shows how") from error
     if baseline not in entries:
@@ -94,7 +99,7 @@ def read_field(path: Path) -> Field:
     return Field(entries, baseline)
 
 
-def fingerprint(config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) -> dict[str, Any]:
+def fingerprint(entry: Entry, config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) -> dict[str, Any]:
     """Return all that a training's result depends on: settings, code, versions of the packages, and the processor.
 
     Raises:
@@ -107,6 +112,7 @@ def fingerprint(config: RunConfig, model: ModelMixin, scheduler: DDPMScheduler) 
     settings["training"] = {
         name: value for name, value in settings["training"].items() if name not in _ASIDE_IN_TRAINING
     }
+    settings["ema_powers"] = list(entry.ema_powers)
     versions = {name: found[0].version for name in _PACKAGES if (found := [*distributions(name=name)])}
     return {"settings": settings, "code": _code_hash(), "versions": versions, "processor": processor()}
 

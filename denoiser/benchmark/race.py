@@ -45,7 +45,7 @@ class Training:
     def of(cls, entry: Entry, seconds: float, seed: int, cache: Path) -> "Training":
         """Describe a training whose result is kept in `cache`."""
         config, model, scheduler = entry.build(seconds, seed)
-        facts = fingerprint(config, model, scheduler)
+        facts = fingerprint(entry, config, model, scheduler)
         counts = {"parameters": model.num_parameters(), "operations": operations_per_image(model)}
         return cls(entry, seconds, seed, cache / digest(facts), {**facts, **counts})
 

@@ -11,34 +11,37 @@ from denoiser.benchmark.race import Training
 from denoiser.evaluation.markdown import markdown_table, number
 from denoiser.evaluation.plots import new_figure, picture_of
 
+JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
 FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
 
 
 def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """Return the figures of finished trainings, one row each."""
+    """Return the figures of finished trainings, a row for each average of the weights."""
     rows = []
     for training in trainings:
         result, facts = training.result, training.facts
         assert result is not None
         speed = result["images"] / result["seconds"]
-        rows.append(
-            {
-                "name": training.entry.name,
-                "arguments": " ".join(training.entry.arguments),
-                "seed": training.seed,
-                "parameters": facts["parameters"],
-                "operations_per_image": facts["operations"],
-                "precision": result["precision"],
-                "seconds": training.seconds,
-                "steps": result["steps"],
-                "images_per_second": speed,
-                "bf16_matmul_peak": result["peak"],
-                "share_of_peak": FORWARDS_IN_A_STEP * facts["operations"] * speed / result["peak"],
-                **{name: result[name] for name in ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")},
-                "race": result["race"],
-                "date": result["date"],
-            }
-        )
+        row = {
+            "name": training.entry.name,
+            "arguments": " ".join(training.entry.arguments),
+            "seed": training.seed,
+            "parameters": facts["parameters"],
+            "operations_per_image": facts["operations"],
+            "precision": result["precision"],
+            "seconds": training.seconds,
+            "steps": result["steps"],
+            "images_per_second": speed,
+            "bf16_matmul_peak": result["peak"],
+            "share_of_peak": FORWARDS_IN_A_STEP * facts["operations"] * speed / result["peak"],
+            **{name: result[name] for name in JUDGED},
+            "race": result["race"],
+            "date": result["date"],
+        }
+        rows.append(row)
+        for other in result["other_averages"]:
+            name = f"{row['name']}, average of power {other['ema_power']:g}"
+            rows.append({**row, "name": name, **{figure: other[figure] for figure in JUDGED}})
     return rows
 
 

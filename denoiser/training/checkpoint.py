@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 PREFIX = "step-"
 STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
-STATE_KEYS = {"progress", "ema_steps", "model", "scheduler"}
+BOUND_TO = {"model": "another architecture", "scheduler": "another noise schedule", "optimizer": "another optimizer"}
+STATE_KEYS = {"progress", "ema_steps", *BOUND_TO}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def save_checkpoint(
     """Save the run's state on all processes and drop all but the `kept` newest checkpoints.
 
     The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors. What
-    is `trained`, "model" and "scheduler", is written down for `check_trained`.
+    is `trained` (the keys of `BOUND_TO`) is written down for `check_trained`.
     """
     path = folder / checkpoint_name(progress.step)
     temporary = folder / f".{path.name}.partial"
@@ -86,9 +87,9 @@ def save_checkpoint(
 
 
 def check_trained(path: Path, trained: dict[str, Any]) -> None:
-    """Raise `ValueError` if the checkpoint is of another architecture, or was trained with another noise schedule."""
+    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule or optimizer."""
     state = _read_state(path)
-    for part, what in (("model", "another architecture"), ("scheduler", "another noise schedule")):
+    for part, what in BOUND_TO.items():
         if difference := _difference(state[part], trained[part]):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
 
@@ -119,7 +120,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
         raise _damaged(path, KeyError(f"{STATE_FILE} lacks some of {', '.join(sorted(STATE_KEYS))}"))
-    if not all(isinstance(state[name], dict) for name in ("progress", "model", "scheduler")):
+    if not all(isinstance(state[name], dict) for name in ("progress", *BOUND_TO)):
         raise _damaged(path, TypeError(f"{STATE_FILE} has values of another kind"))
     return state
 

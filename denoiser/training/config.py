@@ -30,16 +30,22 @@ class TrainingConfig:
         max_minutes: Minutes by the clock, all that it does included; the learning rate follows the clock.
         batch_size: Images in a forward pass of each process.
         gradient_accumulation_steps: Forward passes in an optimizer step.
-        learning_rate: Peak rate of AdamW: reached after the warm-up, then decayed to zero along a cosine.
+        optimizer: "adamw"; or "muon" or "soap", which the extra `[bench]` brings.
+        learning_rate: Peak rate: reached after the warm-up, then decayed to zero along a cosine.
         warmup_steps: Optimizer steps over which the rate rises linearly.
-        adam_betas: Decay of AdamW's first and second moments.
+        adam_betas: Decay of the first and second moments.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Norm to which the gradient is clipped.
         ema_decay: Highest decay of the average of the weights.
         ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
+        loss_weighting: What the squared error is of: the "prediction" as it is, the "noise" that follows from it, or
+            "min_snr", the noise's with less weight on the cleanest images (`denoiser.training.noise_levels`).
+        log_normal_levels: Mean and standard deviation of ln(sigma), the noise levels to train on; None for timesteps
+            drawn uniformly.
         label_dropout: Share of the labels replaced by the null label, for classifier-free guidance.
         mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device multiplies it natively, else "no".
         channels_last: Whether the channels are innermost in memory, which mixed precision is faster with.
+        compile: Whether the network is compiled (`torch.compile`), which takes a minute or two at the start.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         seed: Of the data order, the noise, the timesteps and the label dropout.
         log_every: Steps between lines of metrics.
@@ -54,6 +60,7 @@ class TrainingConfig:
     max_minutes: float | None = None
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
+    optimizer: Literal["adamw", "muon", "soap"] = "adamw"
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     adam_betas: tuple[float, float] = (0.9, 0.99)
@@ -61,9 +68,12 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     ema_power: float = 2 / 3
+    loss_weighting: Literal["prediction", "noise", "min_snr"] = "prediction"
+    log_normal_levels: tuple[float, float] | None = None
     label_dropout: float = 0.1
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = True
+    compile: bool = False
     gradient_checkpointing: bool = False
     seed: int = 0
     log_every: int = 50
@@ -94,6 +104,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a finite number above 0")
+        if (levels := self.log_normal_levels) and not (math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
+            raise ValueError(f"log_normal_levels are {levels}; give a finite mean and a deviation above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
@@ -147,14 +159,19 @@ def architecture(model: ModelMixin) -> dict[str, Any]:
     return {"class_path": path, "init_args": _public(model.config)}
 
 
-def trained(model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Return the settings that a checkpoint is bound to, as plain values: the architecture and the noise schedule."""
+def components(model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return what rebuilds the model and the scheduler, as plain values."""
     return {"model": architecture(model), "scheduler": _public(scheduler.config)}
+
+
+def trained(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return what a checkpoint is bound to, as plain values: architecture, noise schedule, kind of optimizer."""
+    return {**components(model, scheduler), "optimizer": {"name": config.training.optimizer}}
 
 
 def resolved(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
     """Return every setting of a run as plain values, in the shape of a config file."""
-    return {**_plain(asdict(config)), **trained(model, scheduler)}
+    return {**_plain(asdict(config)), **components(model, scheduler)}
 
 
 def _public(component_config: dict[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What differs from device to device: chosen here and nowhere else."""
 
 import os
+import shutil
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from torch import nn
 
 
@@ -37,6 +38,22 @@ def choose_mixed_precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return "bf16" if multiplies_bf16_natively(device) else "no"
+
+
+def compilation(wanted: bool, device: torch.device) -> TorchDynamoPlugin | None:
+    """Return how Accelerate shall compile a network for training, or None to leave that to its launcher.
+
+    Raises:
+        ValueError: If there is no compiler of the code that comes out.
+    """
+    if not wanted:
+        return None
+    if device.type != "cpu":
+        return TorchDynamoPlugin(backend="inductor")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(f"compile needs a C++ compiler, and there is no '{compiler}'; install g++, or leave it off")
+    return TorchDynamoPlugin(backend="inductor", options={"force_layout_optimization": True})
 
 
 def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:

@@ -5,18 +5,20 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
-from torch.optim import AdamW
 
 from denoiser.checks import pair
 from denoiser.data import ImageSet
 from denoiser.embeddings import drop_labels
+from denoiser.randomness import NETWORK, seeded_generator
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import learning_rate
 from denoiser.training.config import TrainingConfig
 from denoiser.training.device import in_best_layout
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
+from denoiser.training.noise_levels import loss_weights, timestep_table
 from denoiser.training.objective import check_noise_schedule, denoising_loss
+from denoiser.training.optimizers import make_optimizer
 from pipelines import DenoisingPipeline
 
 
@@ -35,7 +37,7 @@ class Learner:
         window: Figures of the steps since it was last set anew.
 
     Raises:
-        ValueError: If the images do not fit the model, or the noise schedule cannot work.
+        ValueError: If the images do not fit the model, the noise schedule cannot work, or the optimizer is missing.
     """
 
     def __init__(
@@ -58,23 +60,21 @@ class Learner:
 
         if training.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        optimizer = AdamW(
-            model.parameters(),
-            lr=training.learning_rate,
-            betas=training.adam_betas,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.ema = EMAModel(
-            model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
-        )
+        self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
+        self.loss_weights = loss_weights(scheduler, training.loss_weighting).to(accelerator.device)
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(training, model))
+        self.ema = self.new_average(training.ema_power)
         self.step = 0
         self.window = self.new_window()
 
     def new_window(self) -> Window:
         """Return an empty window for the figures to come."""
         return Window(self.scheduler.config.num_train_timesteps, self.accelerator.device)
+
+    def new_average(self, power: float) -> EMAModel:
+        """Return an average that starts at the present weights; its decay at step n is 1 - (1 + n)^-power."""
+        decay = self.training.ema_decay
+        return EMAModel(self.raw_model.parameters(), decay=decay, use_ema_warmup=True, power=power, foreach=True)
 
     def take_step(self, progress: float) -> float:
         """Take one optimizer step.
@@ -103,10 +103,15 @@ class Learner:
         self.step += 1
         return loss
 
-    def pipeline(self, scheduler: SchedulerMixin) -> DenoisingPipeline:
-        """Return the pipeline of the averaged weights that draws with `scheduler`, its progress bar off."""
+    def pipeline(self, scheduler: SchedulerMixin, ema: EMAModel | None = None) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights that draws with `scheduler`, its progress bar off.
+
+        Args:
+            scheduler: What to draw with.
+            ema: Another average than the learner's own.
+        """
         names = None if self.num_classes is None else self.images.class_names
-        model = averaged_model(self.raw_model, self.ema, self.scheduler, self.images)
+        model = averaged_model(self.raw_model, ema or self.ema, self.scheduler, self.images)
         pipeline = DenoisingPipeline(model, scheduler, names)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -130,14 +135,18 @@ class Learner:
         with self.window.timed("data"):
             start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
             part = draws.part(start, length).to(accelerator.device)
+            timesteps = self.timestep_table[part.timesteps]
             images, labels = self.images.batch(part.indices)
             class_labels = None
             if self.num_classes is not None:
                 class_labels = drop_labels(labels, self.num_classes, part.label_dropped)
+        # a network's own draws, such as dropout, come from PyTorch's global generator
+        torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
         with accelerator.accumulate(self.model):
-            losses = denoising_loss(self.model, self.scheduler, images, part.noise, part.timesteps, class_labels)
-            accelerator.backward(losses.mean())
-            self._check_finite("loss", losses.detach())
+            losses = denoising_loss(self.model, self.scheduler, images, part.noise, timesteps, class_labels)
+            weighted = losses * self.loss_weights[timesteps]
+            accelerator.backward(weighted.mean())
+            self._check_finite("loss", weighted.detach())
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
                 if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
@@ -145,7 +154,7 @@ class Learner:
                 self.window.gradient_norms.append(norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.window.count(losses.detach(), part.timesteps)
+        self.window.count(losses.detach(), timesteps)
         return losses.detach().mean()
 
     def _check_finite(self, what: str, values: Tensor) -> None:

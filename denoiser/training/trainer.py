@@ -15,7 +15,7 @@ from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
 from denoiser.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from denoiser.training.config import RunConfig, resolved, trained
-from denoiser.training.device import choose_mixed_precision, must_use_cpu, use_all_cores
+from denoiser.training.device import choose_mixed_precision, compilation, must_use_cpu, use_all_cores
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder
@@ -27,7 +27,7 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     """Set up device, precision and processes as the launcher and the config say.
 
     Raises:
-        ValueError: If the device cannot train in the precision asked for.
+        ValueError: If the device cannot train in the precision asked for, or compile.
     """
     state = PartialState(cpu=must_use_cpu())
     use_all_cores(state)
@@ -35,6 +35,7 @@ def start_accelerator(config: RunConfig) -> Accelerator:
         cpu=must_use_cpu(),
         mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),
         gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        dynamo_plugin=compilation(config.training.compile, state.device),
         log_with=None if config.tracking.mode == "disabled" else "wandb",
     )
 
@@ -56,7 +57,7 @@ class Trainer:
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
-            is of another architecture or noise schedule.
+            is of another architecture, noise schedule or optimizer.
         FileExistsError: If the run folder holds a run already and the config does not resume it.
         FileNotFoundError: If the checkpoint to resume from is none.
         OSError: If the run folder cannot be written.
@@ -83,7 +84,7 @@ class Trainer:
             self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
-        self.last_checkpoint = self.folder.claim(config.resume, trained(model, scheduler))
+        self.last_checkpoint = self.folder.claim(config.resume, trained(config, model, scheduler))
         progress = Progress()
         if self.last_checkpoint is not None:
             progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema)
@@ -198,7 +199,7 @@ class Trainer:
             self.folder.checkpoints,
             Progress(self.step, self.budget.seconds),
             self.learner.ema,
-            trained(self.learner.raw_model, self.scheduler),
+            trained(self.config, self.learner.raw_model, self.scheduler),
             self.training.checkpoints_kept,
         )
 

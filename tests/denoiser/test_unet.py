@@ -19,6 +19,7 @@ def test_a_new_network_predicts_zero(noise):
         ({"in_channels": 3, "out_channels": 6}, (2, 3, 16, 16)),
         ({"block_out_channels": (16, 16, 32, 32), "attention_levels": (2, 3)}, (1, 1, 32, 8)),
         ({"block_out_channels": (48,), "attention_levels": (), "layers_per_block": 3}, (1, 1, 5, 7)),
+        ({"layers_per_block": (1, 3), "second_kernel_size": 1, "concatenate_skips": True}, (2, 1, 16, 16)),
     ],
 )
 def test_any_size_channels_and_depth(options, shape):
@@ -61,6 +62,11 @@ def test_groups_of_the_default_norms_have_at_least_16_channels():
         ({"attention_levels": (2,), "attention_head_dim": 28}, r"block_out_channels\[2\] 96 is not divisible by 28"),
         ({"num_class_embeds": 0}, "num_class_embeds is 0"),
         ({"layers_per_block": 0}, "layers_per_block is 0"),
+        ({"layers_per_block": (1, 0, 2)}, "layers_per_block is 0"),
+        ({"layers_per_block": (1, 2)}, r"layers_per_block is \(1, 2\); give one number, or 3, one a level"),
+        ({"layers_per_block": 1.5}, "layers_per_block is 1.5; it must be a whole number"),
+        ({"second_kernel_size": 2}, "the kernel size is 2; it must be odd"),
+        ({"dropout": 1.5}, "dropout probability has to be between 0 and 1, but got 1.5"),
         ({"middle_blocks": -1}, "middle_blocks is -1; it must be a whole number of at least 0"),
         ({"patch_size": 2, "sample_size": 20}, "20 is not divisible by 8.*16 or 24"),
         ({"sample_size": (16, 18)}, "width 18 is not divisible by 4"),
@@ -97,6 +103,19 @@ class Recorder(nn.Module):
 
 def test_the_middle_has_as_many_blocks_as_are_asked_for():
     assert [len(tiny_unet(middle_blocks=count).middle) for count in (0, 2)] == [0, 2]
+
+
+def test_each_level_has_its_own_number_of_blocks_down_and_up():
+    model = tiny_unet(layers_per_block=(1, 3))
+    assert [len(level.blocks) for level in model.encoder] == [1, 3]
+    assert [len(level.blocks) for level in model.decoder] == [3, 1]
+
+
+def test_dropout_acts_in_training_only(noise):
+    model = tiny_unet(dropout=0.5)
+    assert torch.equal(model(noise, 3).sample, tiny_unet()(noise, 3).sample)
+    model.train()
+    assert not torch.allclose(model(noise, 3).sample, model(noise, 3).sample)
 
 
 def test_concatenated_skips_double_the_channels_into_the_decoder():

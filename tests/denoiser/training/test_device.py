@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from denoiser.training.device import choose_mixed_precision, multiplies_bf16_natively
+from denoiser.training.device import choose_mixed_precision, compilation, multiplies_bf16_natively
 
 CPU = torch.device("cpu")
 
@@ -21,3 +21,10 @@ def test_what_is_asked_for_is_used(wanted):
 def test_fp16_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="fp16 needs a GPU"):
         choose_mixed_precision("fp16", CPU)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match="needs a C.. compiler, and there is no 'no-such-compiler'"):
+        compilation(True, CPU)
+    assert compilation(False, CPU) is None

@@ -21,6 +21,13 @@ def another_process():
     GradientState._reset_state()
 
 
+def train_four_steps(trainer):
+    """Train to step 4 of ten, at the rates of all ten."""
+    progress = trainer.budget.progress
+    trainer.budget.progress = lambda step, accelerator: progress(step, accelerator) if step < 4 else 1.0
+    trainer.train()
+
+
 def metrics(trainer):
     return [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
 
@@ -141,18 +148,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_train
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, precision):
-    whole = make_trainer("whole", mixed_precision=precision, checkpoint_every=4)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mixed_precision": "bf16"}, {"optimizer": "muon"}, {"optimizer": "soap"}, {"log_normal_levels": (0.0, 1.0)}],
+)
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, options):
+    options = {"checkpoint_every": 4, **options}
+    whole = make_trainer("whole", **options)
     whole.train()
     another_process()
-    first = make_trainer("parts", mixed_precision=precision, checkpoint_every=4)
-    first.budget.max_steps = 4  # cut short after the first checkpoint, with the schedule of all ten steps
-    progress = first.budget.progress
-    first.budget.progress = lambda step, accelerator: progress(step, accelerator) * 0.4 if step < 4 else 1.0
-    first.train()
+    first = make_trainer("parts", **options)
+    train_four_steps(first)
     another_process()
-    second = make_trainer("parts", mixed_precision=precision, checkpoint_every=4, resume="latest")
+    second = make_trainer("parts", **options, resume="latest")
     assert second.step == 4
     second.train()
     assert equal(whole, second)
@@ -262,6 +270,41 @@ def test_other_prediction_types_train_too(make_trainer, scheduler, prediction_ty
     assert metrics(trainer)[-1]["loss"] < metrics(trainer)[0]["loss"]
     saved = load_pipeline(trainer.folder.pipeline)
     assert saved.scheduler.config.prediction_type == prediction_type
+
+
+@pytest.mark.parametrize("weighting", ["noise", "min_snr"])
+def test_the_weights_of_the_loss_count(make_trainer, scheduler, weighting):
+    scheduler.register_to_config(prediction_type="v_prediction")
+    plain, weighted = make_trainer("plain"), make_trainer("weighted", loss_weighting=weighting)
+    for trainer in (plain, weighted):
+        trainer.train()
+    assert not equal(plain, weighted)
+
+
+def test_a_network_with_dropout_trains_alike_for_one_seed(make_trainer):
+    one, again = make_trainer("one", model=tiny_unet(dropout=0.3)), make_trainer("again", model=tiny_unet(dropout=0.3))
+    plain = make_trainer("plain")
+    one.train()
+    torch.rand(3)
+    again.train()
+    plain.train()
+    assert equal(one, again)
+    assert not equal(one, plain)
+
+
+def test_a_compiled_network_trains_to_the_same_weights_and_can_be_resumed(make_trainer):
+    model = lambda: tiny_unet(block_out_channels=(16,), attention_levels=())  # noqa: E731
+    plain = make_trainer("plain", model=model())
+    plain.train()
+    another_process()
+    train_four_steps(make_trainer("compiled", model=model(), compile=True))
+    another_process()
+    compiled = make_trainer("compiled", model=model(), compile=True, resume="latest")
+    assert compiled.step == 4
+    compiled.train()
+    saved = load_pipeline(compiled.folder.pipeline).unet
+    for ours, theirs in zip(saved.parameters(), load_pipeline(plain.folder.pipeline).unet.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-2)
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(make_trainer):

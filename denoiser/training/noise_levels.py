@@ -1,0 +1,61 @@
+"""Which noise levels count for how much: how often a timestep is drawn, and how its loss is weighted."""
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+MIN_SNR_GAMMA = 5.0
+
+
+def signal_to_noise(scheduler: DDPMScheduler) -> Tensor:
+    """Return the ratio of the powers of image and noise at each timestep, `(num_train_timesteps,)` in float64."""
+    signal = scheduler.alphas_cumprod.double()
+    return signal / (1 - signal)
+
+
+def loss_weights(scheduler: DDPMScheduler, weighting: str) -> Tensor:
+    """Return the weight of each timestep's loss, `(num_train_timesteps,)` in float32.
+
+    With x_t = a x_0 + s e, an error of the noise e is an error of the velocity times a, and one of the image times
+    a / s. So weights turn the squared error of what the network predicts into that of the noise:
+
+    - "prediction": 1; the error of what the network predicts.
+    - "noise": the error of the noise (Ho et al. 2020, eq. 14).
+    - "min_snr": the same times min(1, gamma / SNR), which spends less on the cleanest images (Hang et al. 2023, eq. 8;
+      there min(SNR, gamma) for the error of the image).
+
+    Raises:
+        ValueError: If the weighting or the scheduler's prediction type is unknown.
+    """
+    snr, prediction_type = signal_to_noise(scheduler), scheduler.config.prediction_type
+    if weighting == "prediction":
+        return torch.ones(len(snr))
+    to_noise = {"epsilon": torch.ones_like(snr), "v_prediction": snr / (snr + 1), "sample": snr}
+    by_weighting = {"noise": torch.ones_like(snr), "min_snr": (MIN_SNR_GAMMA / snr).clamp(max=1)}
+    for known, name in ((by_weighting, weighting), (to_noise, prediction_type)):
+        if name not in known:
+            raise ValueError(f"'{name}' is none of {', '.join(known)}")
+    return (to_noise[prediction_type] * by_weighting[weighting]).float()
+
+
+def timestep_table(scheduler: DDPMScheduler, log_normal: tuple[float, float] | None) -> Tensor:
+    """Return what turns a uniform draw of a timestep into a draw of the wanted noise levels, by indexing.
+
+    So a stratified draw stays stratified.
+
+    Args:
+        scheduler: Its noise levels are sigma = 1 / sqrt(SNR).
+        log_normal: Mean and standard deviation of ln(sigma) (Karras et al. 2022, table 1); None for uniform timesteps.
+
+    Returns:
+        `(num_train_timesteps,)` timesteps in ascending order.
+    """
+    log_sigma = -signal_to_noise(scheduler).log() / 2
+    count = len(log_sigma)
+    if log_normal is None:
+        return torch.arange(count)
+    mean, deviation = log_normal
+    quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    levels = mean + deviation * torch.special.ndtri(quantiles)
+    between = (log_sigma[1:] + log_sigma[:-1]) / 2
+    return torch.searchsorted(between, levels)
