@@ -40,7 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument("--rounds", type=int, default=3, help="turns that count, for a speed")
     parser.add_argument("--images", type=int, default=512, help="images that a distance beside the stock is of")
     parser.add_argument("--output_dir", type=str, default="runs/benchmark", help="folder of tables and trainings")
-    parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST, for the input path")
+    parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     return parser
 
 
@@ -88,7 +88,7 @@ def main() -> None:
     folder = Path(options.output_dir)
     check_writable(folder / "train.json")
     use_all_cores(PartialState(cpu=must_use_cpu()))
-    field = read_field(Path(QUICK if options.quick else options.entries))
+    field = read_field(Path(QUICK if options.quick else options.entries), options.data_root)
     if options.what == "train":
         rows, page = train(field, options.seeds, folder)
     elif options.what == "stock":

@@ -54,7 +54,8 @@ class Entry:
 
     def build(self, seconds: float, seed: int) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
         """Return the settings of a training of so many seconds, the network with its first weights, the scheduler."""
-        config, model, scheduler = parse_run([*self.arguments, "--training.seed", str(seed), "--output_dir", "unused"])
+        given = [*self.arguments, "--training.seed", str(seed), "--output_dir", "unused"]
+        config, model, scheduler = parse_run(given)
         training = replace(config.training, max_steps=None, max_minutes=seconds / 60)
         return replace(config, training=training), model, scheduler
 
@@ -72,8 +73,12 @@ class Field:
     baseline: str
 
 
-def read_field(path: Path) -> Field:
+def read_field(path: Path, data_root: str | None = None) -> Field:
     """Read a file of entries.
+
+    Args:
+        path: YAML with the arguments, seconds, baseline and entries.
+        data_root: Folder of FashionMNIST, in the place of what the entries say.
 
     Raises:
         ValueError: If it is none.
@@ -82,13 +87,14 @@ def read_field(path: Path) -> Field:
     try:
         content = yaml.safe_load(path.read_text())
         base, seconds, baseline = shlex.split(content["arguments"]), content["seconds"], content["baseline"]
+        given = () if data_root is None else ("--data.root", data_root)
         entries = {}
         for name, entry in content["entries"].items():
             lengths, powers = (
                 tuple(float(number) for number in numbers)
                 for numbers in (entry.get("seconds", seconds), entry.get("ema_powers", ()))
             )
-            entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"])), lengths, powers)
+            entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"]), *given), lengths, powers)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); configs/benchmark/networks.yaml shows how") from error
     if baseline not in entries:

@@ -30,9 +30,12 @@ class LucidrainsUNet(ModelMixin, ConfigMixin):
         super().__init__()
         self.unet = _LucidrainsUnet(dim=dim, dim_mults=tuple(dim_mults), channels=in_channels, out_dim=out_channels)
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
         """Predict the noise in `sample`, `(batch, channels, height, width)`."""
-        return UNet2DOutput(sample=self.unet(sample, batched_timestep(timestep, sample)))
+        prediction = self.unet(sample, batched_timestep(timestep, sample))
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
 class SmallDiffusionUNet(ModelMixin, ConfigMixin):
@@ -60,8 +63,11 @@ class SmallDiffusionUNet(ModelMixin, ConfigMixin):
         with torch.device("cpu"):  # the loader builds a network on the meta device
             self.signal = DDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod
 
-    def forward(self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True) -> UNet2DOutput:
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
         """Predict the noise in `sample`, `(batch, channels, height, width)`."""
         signal = self.signal.to(sample.device)[batched_timestep(timestep, sample).long()]
         sigma = ((1 - signal) / signal).sqrt()
-        return UNet2DOutput(sample=self.unet(sample, sigma))
+        prediction = self.unet(sample, sigma)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

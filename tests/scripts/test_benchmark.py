@@ -7,8 +7,9 @@ import pytest
 from tests.conftest import DATA_ROOT
 from tests.scripts.conftest import command
 
-FIELD = f"""
-arguments: --config configs/smoke.yaml --data.root {DATA_ROOT} --model.num_class_embeds null
+DATA = ["--data_root", str(DATA_ROOT)]
+FIELD = """
+arguments: --config configs/smoke.yaml --model.num_class_embeds null
 seconds: [1]
 baseline: deep
 entries:
@@ -27,13 +28,39 @@ def entries(tmp_path):
 
 
 def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
-    options = ["--entries", str(entries), "--rounds", "1", "--steps", "1", "--output_dir", str(tmp_path / "out")]
+    options = ["--entries", str(entries), "--rounds", "1", "--steps", "1", "--output_dir", str(tmp_path / "out"), *DATA]
     ended = command("scripts/benchmark.py", "sample", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| deep | 64 |" in ended.stdout
     figures = json.loads((tmp_path / "out" / "sample.json").read_text())
     assert [row["batch_size"] for row in figures["rows"]] == [64, 64, 512, 512]
     assert (tmp_path / "out" / "sample.md").read_text() in ended.stdout
+
+
+def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(entries, tmp_path):
+    options = ["--entries", str(entries), "--output_dir", str(tmp_path / "out"), "--images", "64", *DATA]
+    ended = command("scripts/benchmark.py", "train", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "| shallow |" in ended.stdout
+    assert "Seconds to a Fréchet distance of" in ended.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"train.json", "train.md", "train.png", "trainings"}
+    again = command("scripts/benchmark.py", "train", *options)
+    assert again.stdout == ended.stdout
+
+    ended = command("scripts/benchmark.py", "stock", *options)
+    assert ended.returncode == 0, ended.stderr
+    stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text())["rows"]
+    assert (stock["name"], stock["steps"], stock["images"]) == ("deep", 1000, 64)
+    assert {row["name"] for row in ours} == {"shallow"}
+    assert all(row["frechet"] > stock["frechet"] for row in ours[:-1])
+    assert ours[-1]["frechet"] <= stock["frechet"] or ours[-1]["steps"] == 50
+
+
+def test_the_input_path_is_compared(entries, tmp_path):
+    options = ["--entries", str(entries), "--rounds", "1", "--output_dir", str(tmp_path), *DATA]
+    ended = command("scripts/benchmark.py", "data", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "| torchvision, DataLoader, 0 workers |" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ entries:
     seconds: [1, 2]
   narrow:
     arguments: ""
+    ema_powers: [0.2]
 """
 
 

@@ -16,6 +16,11 @@ def test_an_entry_is_the_common_arguments_and_its_own(field):
     assert field.entries["narrow"].seconds == (1,)
 
 
+def test_the_data_can_be_elsewhere(write_field):
+    config, _, _ = read_field(write_field(), "elsewhere").entries["wide"].build(seconds=1, seed=0)
+    assert config.data.root == "elsewhere"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_entry_of_the_shipped_files_can_be_built(path):
     for entry in read_field(path).entries.values():
@@ -43,13 +48,19 @@ def test_a_file_that_is_wrong_is_named(write_field, old, new, message):
 def test_the_fingerprint_tells_trainings_apart_and_not_where_they_are_written(field):
     wide, narrow = field.entries["wide"], field.entries["narrow"]
     keys = [
-        digest(fingerprint(*entry.build(seconds, seed)))
-        for entry, seconds, seed in ((wide, 1, 0), (narrow, 1, 0), (wide, 2, 0), (wide, 1, 1))
+        digest(fingerprint(entry, *entry.build(seconds, seed)))
+        for entry, seconds, seed in (
+            (wide, 1, 0),
+            (narrow, 1, 0),
+            (wide, 2, 0),
+            (wide, 1, 1),
+            (replace(wide, ema_powers=(0.5,)), 1, 0),
+        )
     ]
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     config, model, scheduler = wide.build(1, 0)
     elsewhere = replace(config, output_dir="elsewhere", training=replace(config.training, log_every=7))
-    assert digest(fingerprint(elsewhere, model, scheduler)) == keys[0]
+    assert digest(fingerprint(wide, elsewhere, model, scheduler)) == keys[0]
 
 
 def test_the_code_hash_sees_what_code_means_and_nothing_else(tmp_path):

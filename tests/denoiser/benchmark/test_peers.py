@@ -18,6 +18,7 @@ def test_a_peer_keeps_the_call_contract_and_can_be_saved(network, tmp_path):
     assert one.shape == images.shape
     torch.testing.assert_close(one, each)
     assert not torch.allclose(one, model(images, 100).sample)
+    assert torch.equal(model(images, 500, return_dict=False)[0], one)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(network.from_pretrained(tmp_path).eval()(images, 500).sample, one)
 

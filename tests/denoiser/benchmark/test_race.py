@@ -23,7 +23,9 @@ def test_a_race_trains_judges_and_keeps_every_entry_and_pays_for_none_twice(fiel
     assert order[:4] == ["wide", "narrow", "wide", "narrow"]
     assert len(turns) >= 4
     assert sum(turns) == pytest.approx(sum(training.result["seconds"] for training in trainings))
-    rows = train_rows(trainings)
+    *rows, other = train_rows(trainings)
+    assert (other["name"], other["steps"]) == ("narrow, average of power 0.2", rows[1]["steps"])
+    assert other["held_out_loss"] != rows[1]["held_out_loss"]
     for training, row in zip(trainings, rows, strict=True):
         assert row["steps"] > 0
         assert 1 <= training.result["seconds"] < 5

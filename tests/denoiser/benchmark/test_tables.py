@@ -1,6 +1,6 @@
 import pytest
 
-from denoiser.benchmark.tables import curves_of, reach_table, seconds_to, speed_table
+from denoiser.benchmark.tables import curves_of, reach_table, seconds_to, speed_table, stock_table, train_table
 
 
 def rows(**by_name):
@@ -37,6 +37,28 @@ def test_seeds_count_as_one_training_of_their_mean():
 
 def test_the_shortest_training_is_an_upper_bound():
     assert "| ours | at most 10 | at most 0.1 |" in reach_table(rows(peer={100: 8}, ours={10: 7}), "peer")
+
+
+def test_a_training_is_compared_with_the_baselines_in_the_same_race_only():
+    facts = {"parameters": 1, "operations_per_image": 1e6, "precision": "no", "seconds": 10, "steps": 5, "seed": 0}
+    figures = {"share_of_peak": 0.5, "held_out_loss": 1, "evaluation_images": 100, "frechet_floor": 0.1}
+    rows = [
+        {"name": name, "race": race, "images_per_second": speed, "frechet": distance, **facts, **figures}
+        for name, race, speed, distance in (("peer", "a", 2, 8), ("ours", "a", 6, 2), ("late", "b", 6, 2))
+    ]
+    table = train_table(rows, "peer")
+    assert "| ours | 1 | 1 | fp32 | 10 | 5 | 6 | 3 | 50% | 1 | 2 | 0.25 |" in table
+    assert "| late | 1 | 1 | fp32 | 10 | 5 | 6 |  | 50% | 1 | 2 |  |" in table
+
+
+def test_speeds_at_equal_distance_are_ratios_to_the_stocks():
+    facts = {"trained_seconds": 10, "images": 64}
+    rows = [
+        {"name": name, "steps": steps, "frechet": 3, "images_per_second": speed, **facts}
+        for name, steps, speed in (("peer", 1000, 0.5), ("ours", 8, 200))
+    ]
+    assert "| peer in the stock DDPMPipeline | 10 | 1000 | 3 | 0.5 | 1 |" in stock_table(rows)
+    assert "| ours | 10 | 8 | 3 | 200 | 400 |" in stock_table(rows)
 
 
 def test_a_speed_is_compared_with_the_baseline_at_the_same_batch_size():
