@@ -1,8 +1,9 @@
 """`DenoisingPipeline`: from noise to images with any backbone and any diffusers scheduler."""
 
 import inspect
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from torch import Tensor
 
 from denoiser.checks import check_positive, did_you_mean, pair
 from denoiser.randomness import SAMPLING, seeded_generator
+from pipelines.guidance import Guidance
 from pipelines.schedulers import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
-Labels = int | str | Sequence[int | str] | Tensor | np.ndarray
+# Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
+CALL_SIZE = 64
+Label = int | str | Mapping[int | str, float]  # an index, a name, or a mixture: classes and their weights
+Labels = Label | Sequence[Label] | Tensor | np.ndarray
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -58,26 +63,33 @@ class DenoisingPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         num_inference_steps: int = 50,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate a batch of images.
 
         Args:
-            batch_size: Number of images; by default one for each label, or one.
-            class_labels: A class for all images or one for each, by index or by name; None means no class.
+            batch_size: Number of images; by default one for each label or each seed, or one.
+            class_labels: A class for all images or one for each, by index or by name; None means no class. A mixture
+                such as `{"sneaker": 2, "bag": 1}` has the predictions of its classes in these proportions.
             guidance_scale: Classifier-free guidance (Ho & Salimans 2022, eq. 6, with scale = 1 + w): 1 is the plain
-                conditional network at a single call a step; above 1, each step costs a call of twice the batch.
+                conditional network; other scales need its prediction without a class too, in the same call.
             num_inference_steps: Steps of the scheduler, from 1 to its number of training timesteps.
-            generator: Source of all randomness; a list gives each image its own.
-            seed: In the place of a generator: image i is then a function of (seed, i) alone.
+            generator: Source of all randomness. A list gives each image its own, and makes it the same to the last bit
+                whatever else is drawn with it; the network is then called with `CALL_SIZE` images at a time.
+            seed: In the place of such a list: image i is a function of (seed, i), or of (seeds[i], 0) for a seed each.
             output_type: "pil" for a list of PIL images, "np" for `(batch, height, width, channels)` in [0, 1], "pt"
                 for `(batch, channels, height, width)` in [0, 1].
             return_dict: False for a plain tuple.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"sample": noisy})` after each step; what it
                 returns under "sample" replaces the noisy images, `(batch, channels, height, width)`.
+            guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
+            guidance_interval: Lowest and highest noise level sigma at which guidance acts (`pipelines.Guidance`);
+                None is everywhere.
 
         Returns:
             `ImagePipelineOutput` whose `images` are as `output_type` says.
@@ -85,21 +97,30 @@ class DenoisingPipeline(DiffusionPipeline):
         Raises:
             ValueError: If a count, a label, the output type or the combination of arguments is wrong.
         """
-        labels = self._label_tensor(class_labels, batch_size)
+        if isinstance(class_labels, (Tensor, np.ndarray)):
+            class_labels = class_labels.tolist()
         if batch_size is None:
-            batch_size = 1 if labels is None else len(labels)
-        self._check(batch_size, num_inference_steps, guidance_scale, labels, generator, seed, output_type)
+            batch_size = _length(class_labels, seed)
+        guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval)
+        check_positive(batch_size=batch_size)
+        check_steps(num_inference_steps, self.scheduler)
+        self._check_randomness(batch_size, generator, seed)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
+        mixtures = self._mixtures(class_labels, batch_size)
+        self._check_guidance(guidance, mixtures)
         if seed is not None:
-            generator = [seeded_generator(SAMPLING, seed, index) for index in range(batch_size)]
+            generator = image_generators(seed, range(batch_size))
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = randn_tensor((batch_size, *self.image_shape), generator=generator, device=self._execution_device)
         sample = sample * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if "generator" in accepted else {}
+        call_size = CALL_SIZE if isinstance(generator, list) else batch_size
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
             scaled = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            prediction = self._predict(scaled, timestep, labels, guidance_scale).float()
+            prediction = self._predict_in_calls(scaled, timestep, mixtures, guidance, call_size).float()
             sample = self.scheduler.step(prediction, timestep, sample, **step_options).prev_sample
             if callback_on_step_end is not None:
                 sample = callback_on_step_end(self, step, timestep, {"sample": sample}).get("sample", sample)
@@ -128,52 +149,83 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
         return int(label)
 
-    def _label_tensor(self, labels: Labels | None, batch_size: int | None) -> Tensor | None:
+    def _mixtures(self, labels: Label | Sequence[Label] | None, batch_size: int) -> tuple[Tensor, Tensor] | None:
+        """Return the classes of each image and their weights, both `(batch, classes in the largest mixture)`."""
         if labels is None:
             return None
-        if isinstance(labels, (Tensor, np.ndarray)):
-            labels = labels.tolist()
         if isinstance(labels, str) or not isinstance(labels, Sequence):
-            labels = [labels] * (batch_size or 1)
-        indices = [self.label_index(label) for label in labels]
-        return torch.tensor(indices, device=self._execution_device)
+            labels = [labels] * batch_size
+        if len(labels) != batch_size:
+            raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
+        mixtures = [self._mixture(label) for label in labels]
+        most = max(len(mixture) for mixture in mixtures)
+        filled = [[*mixture, *[(mixture[0][0], 0.0)] * (most - len(mixture))] for mixture in mixtures]
+        classes, weights = rearrange(torch.tensor(filled, dtype=torch.float64), "batch most two -> two batch most")
+        return classes.long().to(self._execution_device), weights.float().to(self._execution_device)
 
-    def _check(
+    def _mixture(self, label: Label) -> list[tuple[int, float]]:
+        """Return the classes of one image and their weights, which sum to 1."""
+        if not isinstance(label, Mapping):
+            return [(self.label_index(label), 1.0)]
+        total = sum(label.values())
+        if not label or not all(weight >= 0 for weight in label.values()) or not 0 < total < math.inf:
+            raise ValueError(f"the mixture {dict(label)} has no weights to go by; give numbers of 0 or more, not all 0")
+        return [(self.label_index(part), weight / total) for part, weight in label.items()]
+
+    def _check_guidance(self, guidance: Guidance, mixtures: tuple[Tensor, Tensor] | None) -> None:
+        if guidance.scale != 1 and mixtures is None:
+            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
+        if guidance.scale != 1 and not hasattr(self.unet, "null_label"):
+            raise ValueError(
+                f"guidance_scale is {guidance.scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
+            )
+
+    def _check_randomness(
         self,
         batch_size: int,
-        num_inference_steps: int,
-        guidance_scale: float,
-        labels: Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
-        seed: int | None,
-        output_type: str,
+        seed: int | Sequence[int] | None,
     ) -> None:
-        check_positive(batch_size=batch_size)
-        check_steps(num_inference_steps, self.scheduler)
-        if labels is not None and len(labels) != batch_size:
-            raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
-        if guidance_scale != 1 and labels is None:
-            raise ValueError(f"guidance_scale is {guidance_scale} without class labels; give labels, or leave it at 1")
-        if guidance_scale != 1 and not hasattr(self.unet, "null_label"):
-            raise ValueError(
-                f"guidance_scale is {guidance_scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
-            )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for {batch_size} images; give one, or one for each image")
+        if isinstance(seed, Sequence) and len(seed) != batch_size:
+            raise ValueError(f"{len(seed)} seeds for {batch_size} images; give one, or one for each image")
         if seed is not None and generator is not None:
             raise ValueError("seed and generator were both given; give one of them")
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
 
-    def _predict(self, sample: Tensor, timestep: Tensor, labels: Tensor | None, guidance_scale: float) -> Tensor:
-        if labels is None:
+    def _predict_in_calls(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        mixtures: tuple[Tensor, Tensor] | None,
+        guidance: Guidance,
+        call_size: int,
+    ) -> Tensor:
+        """Predict for `call_size` images at a time, the last ones filled up with copies of the last image."""
+        parts = []
+        for start in range(0, len(sample), call_size):
+            rows = torch.arange(start, start + call_size, device=sample.device).clamp(max=len(sample) - 1)
+            part_mixtures = None if mixtures is None else (mixtures[0][rows], mixtures[1][rows])
+            parts.append(self._predict(sample[rows], timestep, part_mixtures, guidance))
+        return torch.cat(parts)[: len(sample)]
+
+    def _predict(
+        self, sample: Tensor, timestep: Tensor, mixtures: tuple[Tensor, Tensor] | None, guidance: Guidance
+    ) -> Tensor:
+        """Predict in one call of the network, which sees each image once for each class and once more for guidance."""
+        if mixtures is None:
             return self.unet(sample, timestep).sample
-        if guidance_scale == 1:
-            return self.unet(sample, timestep, class_labels=labels).sample
-        both_labels = torch.cat([labels, torch.full_like(labels, self.unet.null_label)])
-        both = self.unet(torch.cat([sample, sample]), timestep, class_labels=both_labels).sample
-        conditional, unconditional = both.chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
+        classes, weights = mixtures
+        columns = [*classes.unbind(dim=1)]
+        if guided := guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timestep)])):
+            columns.append(torch.full_like(columns[0], self.unet.null_label))
+        predictions = self.unet(sample.repeat(len(columns), 1, 1, 1), timestep, class_labels=torch.cat(columns)).sample
+        by_column = predictions.chunk(len(columns))
+        conditional = by_column[0]
+        if classes.shape[1] > 1:
+            parts = zip(rearrange(weights, "batch most -> most batch 1 1 1"), by_column, strict=False)
+            conditional = torch.stack([weight * prediction for weight, prediction in parts]).sum(dim=0)
+        return guidance.combine(conditional, by_column[-1]) if guided else conditional
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
         images = (sample / 2 + 0.5).clamp(0, 1)
@@ -181,6 +233,18 @@ class DenoisingPipeline(DiffusionPipeline):
             return images
         array = rearrange(images, "b c h w -> b h w c").cpu().numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
+
+
+def image_generators(seed: int | Sequence[int], indices: Sequence[int]) -> list[torch.Generator]:
+    """Return the generator of each image: of one seed and its index, or of its own seed in the place of an index."""
+    if isinstance(seed, Sequence):
+        return [seeded_generator(SAMPLING, seed[index], 0) for index in indices]
+    return [seeded_generator(SAMPLING, seed, index) for index in indices]
+
+
+def _length(*given: object) -> int:
+    """Return the length of the first argument that has a value for each image, or one."""
+    return next((len(values) for values in given if isinstance(values, Sequence) and not isinstance(values, str)), 1)
 
 
 def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:

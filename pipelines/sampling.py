@@ -1,6 +1,5 @@
 """Many images from a pipeline, batch by batch, each a function of (seed, its index) alone."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +8,8 @@ from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive, check_seed
-from denoiser.randomness import SAMPLING, seeded_generator
-from pipelines.denoising import DenoisingPipeline, StepCallback
+from pipelines.denoising import DenoisingPipeline, Label, StepCallback, image_generators
+from pipelines.guidance import Guidance
 from pipelines.schedulers import check_scheduler_name, check_steps
 
 
@@ -23,14 +22,18 @@ class SamplingConfig:
         steps: Steps of the scheduler.
         scheduler: Its name: ddpm, ddim, dpmsolver++, sde-dpmsolver++, unipc, deis, euler, euler-ancestral or heun.
         guidance_scale: Classifier-free guidance for images with labels; 1 is none.
-        seed: Image i is a function of (seed, i).
-        batch_size: Images that are drawn at once.
+        guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
+        guidance_interval: Lowest and highest noise level sigma at which guidance acts; None is everywhere.
+        seed: Image i is a function of (seed, i), to the last bit.
+        batch_size: Images that are drawn at once; it changes none of them.
     """
 
     num_images: int = 64
     steps: int = 20
     scheduler: str = "sde-dpmsolver++"
     guidance_scale: float = 1.0
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] | None = None
     seed: int = 0
     batch_size: int = 64
 
@@ -38,8 +41,7 @@ class SamplingConfig:
         check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
         check_scheduler_name(self.scheduler)
         check_seed(self.seed)
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number")
+        Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
 def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: SchedulerMixin) -> None:
@@ -54,12 +56,57 @@ def spread_labels(num_images: int, num_classes: int) -> list[int]:
     return [index * num_classes // num_images for index in range(num_images)]
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds that a text such as `3,17,100-120` names, the ends of a range included.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"seeds '{text}' cannot be read at '{part}'; write them such as 3,17,100-120")
+        chosen = range(int(first), int(last or first) + 1)
+        if not chosen:
+            raise ValueError(f"seeds '{text}': the range '{part}' is empty; give the lower number first")
+        seeds += chosen
+    return seeds
+
+
+def parse_labels(text: str) -> list[Label] | None:
+    """Return the classes that a text such as `sneaker,8,sneaker:2+bag` names, mixtures with weights; None for `all`.
+
+    Raises:
+        ValueError: If a weight is no number.
+    """
+    if text == "all":
+        return None
+    return [_parse_label(part.strip()) for part in text.split(",")]
+
+
+def _parse_label(text: str) -> Label:
+    if not {"+", ":"} & set(text):
+        return text
+    mixture: dict[int | str, float] = {}
+    for part in text.split("+"):
+        name, _, weight = part.partition(":")
+        try:
+            mixture[name.strip()] = float(weight or 1)
+        except ValueError:
+            raise ValueError(
+                f"label '{text}': the weight '{weight}' is no number; write it such as sneaker:2+bag:1"
+            ) from None
+    return mixture
+
+
 def draw_samples(
     pipeline: DenoisingPipeline,
     config: SamplingConfig,
-    labels: Sequence[int | str] | None = None,
+    labels: Sequence[Label] | None = None,
     callback_on_step_end: StepCallback | None = None,
     indices: Sequence[int] | None = None,
+    seeds: Sequence[int] | None = None,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Draw images with the pipeline's scheduler.
@@ -67,21 +114,23 @@ def draw_samples(
     Args:
         pipeline: What draws them.
         config: How many, and how.
-        labels: Classes, by index or by name, repeated over the images; None spreads the images over all the classes of
-            a class-conditional network.
+        labels: Classes (by index, by name, or mixtures), repeated over the images; None spreads the images over all the
+            classes of a class-conditional network.
         callback_on_step_end: Handed to the pipeline.
         indices: Which of the images to draw, such as one process's share; None means all.
+        seeds: A seed for each image, in the place of the config's number of images and seed.
         on_batch: Called with the number of images after each batch.
 
     Returns:
         `(num_images, channels, height, width)` in [0, 1], on the CPU; or as many as there are indices.
     """
+    num_images = config.num_images if seeds is None else len(seeds)
     if labels is None and pipeline.num_classes is not None:
-        labels = spread_labels(config.num_images, pipeline.num_classes)
+        labels = spread_labels(num_images, pipeline.num_classes)
     check_sampling(config, pipeline.unet, pipeline.scheduler)
     if labels is not None and not labels:
         raise ValueError("labels is empty; name at least one class, or leave it out")
-    indices = range(config.num_images) if indices is None else indices
+    indices = range(num_images) if indices is None else indices
     batches = []
     for start in range(0, len(indices), config.batch_size):
         batch = indices[start : start + config.batch_size]
@@ -89,8 +138,10 @@ def draw_samples(
             batch_size=len(batch),
             class_labels=None if labels is None else [labels[index % len(labels)] for index in batch],
             guidance_scale=config.guidance_scale,
+            guidance_rescale=config.guidance_rescale,
+            guidance_interval=config.guidance_interval,
             num_inference_steps=config.steps,
-            generator=[seeded_generator(SAMPLING, config.seed, index) for index in batch],
+            generator=image_generators(config.seed if seeds is None else seeds, batch),
             output_type="pt",
             return_dict=False,
             callback_on_step_end=callback_on_step_end,

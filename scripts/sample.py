@@ -15,6 +15,7 @@ from denoiser.cli import Parser, run
 from denoiser.training.device import in_best_layout
 from pipelines import SamplingConfig, draw_samples, image_grid, load_pipeline, make_scheduler
 from pipelines.images import check_new_folder, check_picture_path, denoising_frames, save_gif, save_image, save_images
+from pipelines.sampling import parse_labels, parse_seeds
 
 
 def build_parser() -> Parser:
@@ -23,7 +24,8 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument("--pipeline", type=str, required=True, help="folder of a saved pipeline")
     parser.add_class_arguments(SamplingConfig)
-    parser.add_argument("--labels", type=str, default="all", help="classes by index or name, comma between: sneaker,8")
+    parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
+    parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
     parser.add_argument("--output", type=str | None, help="PNG of the grid (default: samples.png beside the pipeline)")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG an image")
@@ -44,18 +46,19 @@ def main() -> None:
         check_new_folder(options.images_dir)
     if options.columns is not None:
         check_positive(columns=options.columns)
+    labels = parse_labels(options.labels)
+    seeds = None if options.seeds is None else parse_seeds(options.seeds)
     pipeline = load_pipeline(options.pipeline).to(PartialState().device)
     pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
     in_best_layout(pipeline.unet)
 
-    labels = None if options.labels == "all" else [label.strip() for label in options.labels.split(",")]
     steps: dict[int, list[Tensor]] = defaultdict(list)
 
     def keep(_: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         steps[step].append(tensors["sample"].cpu())
         return {}
 
-    images = draw_samples(pipeline, config, labels, callback_on_step_end=keep if options.gif else None)
+    images = draw_samples(pipeline, config, labels, callback_on_step_end=keep if options.gif else None, seeds=seeds)
     save_image(image_grid(images, options.columns), output)
     print(f"grid: {output}")
     if options.images_dir:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
@@ -70,11 +71,11 @@ def sampling_speeds(
 
     def job(name: str, batch_size: int) -> Callable[[], int]:
         pipeline = pipelines[name]
-        labels = 0 if pipeline.num_classes else None
+        labels, generator = 0 if pipeline.num_classes else None, torch.Generator().manual_seed(0)
 
         def draw_batch() -> int:
             with as_trained(precisions[name], device):
-                pipeline(batch_size, labels, num_inference_steps=steps, seed=0, output_type="pt")
+                pipeline(batch_size, labels, num_inference_steps=steps, generator=generator, output_type="pt")
             return batch_size
 
         return draw_batch

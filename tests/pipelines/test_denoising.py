@@ -1,4 +1,5 @@
 import json
+import math
 
 import diffusers
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from denoiser.data import CLASS_NAMES
 from denoiser.randomness import SAMPLING, seeded_generator
-from pipelines import SCHEDULERS, DenoisingPipeline, load_pipeline, make_scheduler
+from pipelines import SCHEDULERS, DenoisingPipeline, Guidance, load_pipeline, make_scheduler
 from tests.conftest import tiny_basic_unet, tiny_unet
 
 
@@ -80,18 +81,46 @@ def test_it_draws_what_a_plain_loop_with_the_sampler_draws(name):
             ).sample
         options = {"generator": generators} if takes_generator else {}
         sample = scheduler.step(prediction, timestep, sample, **options).prev_sample
-    torch.testing.assert_close(ours, (sample / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(ours, (sample / 2 + 0.5).clamp(0, 1), atol=1e-4, rtol=0)  # in calls of another size
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "sde-dpmsolver++", "euler-ancestral"])
-def test_an_image_is_a_function_of_the_seed_and_its_index(name):
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_image_is_the_same_to_the_last_bit_whatever_else_is_drawn(name, guidance_scale):
     pipeline = make_pipeline(scheduler=name)
-    three = draw(pipeline, class_labels=[1, 2, 3])
-    torch.testing.assert_close(draw(pipeline, batch_size=2, class_labels=[1, 2]), three[:2], atol=1e-4, rtol=0)
-    alone = draw(pipeline, batch_size=1, class_labels=[3], seed=None, generator=[seeded_generator(SAMPLING, 0, 2)])
-    torch.testing.assert_close(alone, three[2:], atol=1e-4, rtol=0)
-    assert torch.equal(draw(pipeline, class_labels=[1, 2, 3]), three)
-    assert not torch.allclose(draw(pipeline, class_labels=[1, 2, 3], seed=1), three)
+    labels = [index % 10 for index in range(70)]
+    many = draw(pipeline, batch_size=70, class_labels=labels, guidance_scale=guidance_scale)
+    few = draw(pipeline, batch_size=2, class_labels=labels[:2], guidance_scale=guidance_scale)
+    assert torch.equal(few, many[:2])
+    generator = [seeded_generator(SAMPLING, 0, 69)]
+    alone = draw(
+        pipeline,
+        batch_size=1,
+        class_labels=labels[69:],
+        guidance_scale=guidance_scale,
+        seed=None,
+        generator=generator,
+    )
+    assert torch.equal(alone, many[69:])
+    assert not torch.allclose(draw(pipeline, class_labels=[0, 1, 2], guidance_scale=guidance_scale, seed=1), many[:3])
+
+
+def test_the_number_of_threads_changes_no_bit():
+    pipeline, threads = make_pipeline(), torch.get_num_threads()
+    images = draw(pipeline)
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(draw(pipeline), images)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_seeds_pick_images():
+    pipeline = make_pipeline()
+    picked = draw(pipeline, batch_size=None, class_labels=3, seed=[5, 0])
+    assert len(picked) == 2
+    assert torch.equal(picked[1:], draw(pipeline, batch_size=1, class_labels=3, seed=0))
+    assert torch.equal(picked[:1], draw(pipeline, batch_size=1, class_labels=3, seed=5))
 
 
 def test_a_saved_pipeline_reloads_to_the_same_pixels(tmp_path):
@@ -167,20 +196,76 @@ def calls(pipeline):
 def test_guidance_costs_one_call_of_twice_the_batch_and_scale_one_a_single_one():
     pipeline = make_pipeline()
     sizes = calls(pipeline)
-    draw(pipeline, class_labels=3)
+    source = {"seed": None, "generator": torch.Generator()}
+    draw(pipeline, class_labels=3, **source)
     assert sizes == [3] * 4
     sizes.clear()
-    draw(pipeline, class_labels=3, guidance_scale=2.5)
+    draw(pipeline, class_labels=3, guidance_scale=2.5, **source)
     assert sizes == [6] * 4
+    sizes.clear()
+    draw(pipeline, class_labels={3: 1, 4: 1}, guidance_scale=2.5, **source)
+    assert sizes == [9] * 4
+    sizes.clear()
+    draw(pipeline, class_labels=3)
+    draw(pipeline, class_labels=3, guidance_scale=2.5)
+    assert sizes == [64] * 4 + [128] * 4  # images with generators of their own
+
+
+def predict(pipeline, noise, labels, timestep=500, **guidance):
+    mixtures = pipeline._mixtures(labels, len(noise))
+    return pipeline._predict(noise, torch.tensor(timestep), mixtures, Guidance(**guidance))
+
+
+def test_scale_one_is_the_plain_conditional_network(noise):
+    pipeline = make_pipeline()
+    plain = pipeline.unet(noise, 500, class_labels=torch.tensor([0, 1, 2, 3])).sample
+    assert torch.equal(predict(pipeline, noise, [0, 1, 2, 3]), plain)
 
 
 def test_guidance_goes_from_the_unconditional_prediction_past_the_conditional_one(noise):
     pipeline = make_pipeline()
-    labels = torch.tensor([0, 1, 2, 3])
-    conditional = pipeline.unet(noise, 500, class_labels=labels).sample
+    conditional = predict(pipeline, noise, [0, 1, 2, 3])
     unconditional = pipeline.unet(noise, 500).sample
-    guided = pipeline._predict(noise, torch.tensor(500), labels, 3.0)
+    guided = predict(pipeline, noise, [0, 1, 2, 3], scale=3.0)
     torch.testing.assert_close(guided, unconditional + 3 * (conditional - unconditional))
+
+
+def test_rescaled_guidance_has_the_contrast_of_the_conditional_prediction(noise):
+    pipeline, pixels = make_pipeline(), (1, 2, 3)
+    conditional, guided = (predict(pipeline, noise, [0, 1, 2, 3], scale=scale) for scale in (1.0, 4.0))
+    rescaled = predict(pipeline, noise, [0, 1, 2, 3], scale=4.0, rescale=1.0)
+    torch.testing.assert_close(rescaled.std(pixels), conditional.std(pixels))
+    torch.testing.assert_close(rescaled / rescaled.std(pixels, keepdim=True), guided / guided.std(pixels, keepdim=True))
+    half = predict(pipeline, noise, [0, 1, 2, 3], scale=4.0, rescale=0.5)
+    torch.testing.assert_close(half, (rescaled + guided) / 2)
+
+
+def test_guidance_acts_in_its_interval_of_noise_levels_only(noise):
+    pipeline = make_pipeline()
+    signal = float(pipeline.scheduler.alphas_cumprod[500])
+    sigma = ((1 - signal) / signal) ** 0.5
+    plain, guided = (predict(pipeline, noise, 3, scale=scale) for scale in (1.0, 4.0))
+    sizes = calls(pipeline)
+    assert torch.equal(predict(pipeline, noise, 3, scale=4.0, interval=(sigma * 0.9, sigma * 1.1)), guided)
+    assert torch.equal(predict(pipeline, noise, 3, scale=4.0, interval=(sigma * 1.1, 99.0)), plain)
+    assert torch.equal(predict(pipeline, noise, 3, scale=4.0, interval=(0.0, sigma * 0.9)), plain)
+    assert sizes == [8, 4, 4]
+
+
+def test_a_mixture_has_the_predictions_of_its_classes_in_proportion(noise):
+    pipeline = make_pipeline()
+    sneaker, bag = (predict(pipeline, noise, label) for label in ("sneaker", "bag"))
+    torch.testing.assert_close(predict(pipeline, noise, {"sneaker": 3, "bag": 1}), 0.75 * sneaker + 0.25 * bag)
+    some = predict(pipeline, noise, [{"sneaker": 3, "bag": 1}, "sneaker", {"bag": 2}, 8])
+    torch.testing.assert_close(some[1], sneaker[1])
+    torch.testing.assert_close(some[2:], bag[2:])
+
+
+def test_a_mixture_beside_an_image_changes_no_bit_of_it():
+    pipeline = make_pipeline()
+    alone = draw(pipeline, batch_size=1, class_labels=["bag"])
+    mixed = draw(pipeline, batch_size=2, class_labels=["bag", {"bag": 1, "sneaker": 1, "coat": 1}])
+    assert torch.equal(mixed[:1], alone)
 
 
 def test_the_callback_sees_every_step_and_can_change_the_images():
@@ -215,7 +300,16 @@ def test_the_progress_bar_is_diffusers_own(capsys):
         ({"class_labels": "sneeker"}, "unknown class 'sneeker' .did you mean 'sneaker'"),
         ({"class_labels": [1, 2]}, "2 class labels for 3 images"),
         ({"guidance_scale": 2.0}, "guidance_scale is 2.0 without class labels"),
+        ({"guidance_scale": math.nan, "class_labels": 3}, "guidance_scale is nan"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5; it must be from 0 to 1"),
+        ({"guidance_interval": (3.0, 1.0)}, r"guidance_interval is \(3.0, 1.0\); give the lower"),
+        ({"class_labels": {}}, "has no weights to go by"),
+        ({"class_labels": {3: 0, 4: 0}}, "has no weights to go by"),
+        ({"class_labels": {3: -1, 4: 2}}, "has no weights to go by"),
+        ({"class_labels": {3: 1, "sneeker": 2}}, "unknown class 'sneeker'"),
         ({"generator": torch.Generator()}, "seed and generator"),
+        ({"seed": [1, 2]}, "2 seeds for 3 images"),
+        ({"seed": [1, 2, -1]}, "seed is -1"),
         ({"seed": None, "generator": [torch.Generator()]}, "1 generators for 3 images"),
         ({"class_labels": 1.9}, "class label 1.9 is neither an index nor a name"),
         ({"class_labels": torch.tensor([1.0, 2.0, 1.9])}, "class label 1.0 is neither"),

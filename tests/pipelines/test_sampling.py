@@ -5,7 +5,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from pipelines import SamplingConfig, draw_samples, image_grid, make_scheduler, save_gif, save_images
-from pipelines.sampling import spread_labels
+from pipelines.sampling import parse_labels, parse_seeds, spread_labels
 from tests.conftest import tiny_unet
 from tests.pipelines.test_denoising import make_pipeline
 
@@ -14,7 +14,35 @@ def test_batches_are_put_together_in_order():
     pipeline = make_pipeline()
     whole = draw_samples(pipeline, SamplingConfig(num_images=7, steps=3, batch_size=7))
     parts = draw_samples(pipeline, SamplingConfig(num_images=7, steps=3, batch_size=3))
-    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
+    assert torch.equal(parts, whole)
+
+
+def test_seeds_take_the_place_of_the_number_of_images():
+    pipeline, config = make_pipeline(), SamplingConfig(num_images=9, steps=3, batch_size=2, seed=3)
+    picked = draw_samples(pipeline, config, labels=[4], seeds=[7, 3, 8])
+    assert len(picked) == 3
+    assert torch.equal(picked[1], draw_samples(pipeline, config, labels=[4])[0])
+
+
+def test_labels_are_read_as_names_numbers_and_mixtures():
+    assert parse_labels("all") is None
+    assert parse_labels("T-shirt/top, 8") == ["T-shirt/top", "8"]
+    assert parse_labels("coat:2 + bag,ankle boot+sneaker:0.5") == [
+        {"coat": 2.0, "bag": 1.0},
+        {"ankle boot": 1.0, "sneaker": 0.5},
+    ]
+    with pytest.raises(ValueError, match="label 'coat:much.bag': the weight 'much' is no number"):
+        parse_labels("coat:much+bag")
+
+
+def test_seeds_are_read_as_numbers_and_ranges():
+    assert parse_seeds("3,17, 100-103") == [3, 17, 100, 101, 102, 103]
+
+
+@pytest.mark.parametrize("text", ["", "3,", "a", "-3", "3-", "1-2-3", "9-3"])
+def test_seeds_that_cannot_be_read_are_refused(text):
+    with pytest.raises(ValueError, match=f"seeds '{text}'"):
+        parse_seeds(text)
 
 
 def test_without_labels_the_images_spread_over_all_classes():

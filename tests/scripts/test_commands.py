@@ -61,13 +61,32 @@ def test_sampling_with_every_option(smoke_run, tmp_path):
         *["scripts/sample.py", "--pipeline", str(run_dir / "pipeline"), "--num_images", "5", "--batch_size", "2"],
         *["--steps", "3", "--scheduler", "unipc", "--labels", "sneaker,8", "--guidance_scale", "2", "--seed", "7"],
         *["--columns", "5", "--output", str(tmp_path / "grid.png"), "--gif", str(tmp_path / "film.gif")],
-        *["--images_dir", str(tmp_path / "images")],
+        *["--images_dir", str(tmp_path / "images"), "--guidance_rescale", "0.5", "--guidance_interval", "[0.2,5]"],
     )
     assert ended.returncode == 0, ended.stderr
     with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "film.gif") as film:
         assert grid.size == film.size == (5 * 66 + 2, 66 + 2)
         assert film.n_frames == 3
     assert len(list((tmp_path / "images").glob("*.png"))) == 5
+
+
+def test_seeds_and_mixtures_are_picked_from_the_command_line(smoke_run, tmp_path):
+    given = [
+        "scripts/sample.py",
+        "--pipeline",
+        str(smoke_run[0] / "pipeline"),
+        "--steps",
+        "2",
+        "--labels",
+        "coat:2+bag",
+    ]
+    for name, seeds in (("some", "3,17-19"), ("one", "18")):
+        ended = command(
+            *given, "--seeds", seeds, "--images_dir", str(tmp_path / name), "--output", str(tmp_path / "g.png")
+        )
+        assert ended.returncode == 0, ended.stderr
+    assert len(list((tmp_path / "some").iterdir())) == 4
+    assert (tmp_path / "some" / "00002.png").read_bytes() == (tmp_path / "one" / "00000.png").read_bytes()
 
 
 def test_the_config_of_a_run_runs_again(smoke_run, tmp_path):
