@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -58,7 +59,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     Timesteps are spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
 
     Raises:
-        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule.
+        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule or prediction type.
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
@@ -67,6 +68,23 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError(f"scheduler '{name}' cannot take rescale_betas_zero_snr; choose another")
     try:
-        return scheduler_class(**trained_with, timestep_spacing="trailing", **options)
+        scheduler = scheduler_class(**trained_with, timestep_spacing="trailing", **options)
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule: {error}") from error
+    _check_prediction_type(name, scheduler_class.from_config(scheduler.config))
+    return scheduler
+
+
+def _check_prediction_type(name: str, scheduler: SchedulerMixin) -> None:
+    """Take one step, which is where diffusers' schedulers refuse a prediction type."""
+    scheduler.set_timesteps(1)
+    timestep, nothing = scheduler.timesteps[0], torch.zeros(1, 1, 1, 1)
+    noisy = scheduler.scale_model_input(nothing, timestep)
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {"generator": torch.Generator()} if "generator" in accepted else {}
+    try:
+        scheduler.step(nothing, timestep, noisy, **options)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"scheduler '{name}' cannot take a network of prediction_type '{scheduler.config.prediction_type}': {error}"
+        ) from error

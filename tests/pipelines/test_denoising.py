@@ -326,6 +326,15 @@ def test_labels_for_an_unconditional_network_are_refused():
         draw(make_pipeline(tiny_basic_unet()), class_labels=3)
 
 
+def test_a_sampler_that_cannot_take_the_prediction_type_says_so():
+    config = DDPMScheduler(prediction_type="sample").config
+    for name in SCHEDULERS:
+        if name != "euler-ancestral":
+            assert make_scheduler(name, config).config.prediction_type == "sample"
+    with pytest.raises(ValueError, match="'euler-ancestral' cannot take a network of prediction_type 'sample'"):
+        make_scheduler("euler-ancestral", config)
+
+
 def test_an_unknown_sampler_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"'dpmsolver'.*did you mean 'dpmsolver\+\+'.*known: ddpm, ddim"):
         make_scheduler("dpmsolver", DDPMScheduler().config)

@@ -1,0 +1,68 @@
+"""Each sampler against the exact answer: Gaussian data, whose noise prediction is known in closed form."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from pipelines import make_scheduler
+
+SPREAD = 0.15  # standard deviation of the data, far from the range that samplers clip to
+STOCHASTIC = {"ddpm", "sde-dpmsolver++", "euler-ancestral"}
+
+
+def draw_gaussian(name, steps, prediction_type="epsilon", count=4000):
+    """Return the noise that the sampler started from and the values that it drew, each `(count,)`."""
+    scheduler = make_scheduler(name, DDPMScheduler(prediction_type=prediction_type).config)
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(count, 1, 1, 1, generator=generator)
+    sample = noise * scheduler.init_noise_sigma
+    options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for timestep in scheduler.timesteps:
+        signal = scheduler.alphas_cumprod[int(timestep)]
+        noisy = scheduler.scale_model_input(sample, timestep)
+        image = signal.sqrt() * SPREAD**2 * noisy / (signal * SPREAD**2 + 1 - signal)  # E[x_0 | x_t]
+        predicted_noise = (noisy - signal.sqrt() * image) / (1 - signal).sqrt()
+        prediction = {
+            "epsilon": predicted_noise,
+            "v_prediction": signal.sqrt() * predicted_noise - (1 - signal).sqrt() * image,
+            "sample": image,
+        }[prediction_type]
+        sample = scheduler.step(prediction, timestep, sample, **options).prev_sample
+    return noise.flatten(), sample.flatten()
+
+
+def error(name, steps):
+    """Return how far a deterministic sampler ends from the exact solution of the probability flow, the data as unit.
+
+    Each value keeps its rank, and so its number of standard deviations (Song et al. 2021, eq. 13).
+    """
+    signal = DDPMScheduler().alphas_cumprod[-1]
+    noise, sample = draw_gaussian(name, steps)
+    exact = SPREAD * noise / (signal * SPREAD**2 + 1 - signal).sqrt()
+    return float((sample - exact).square().mean().sqrt()) / SPREAD
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 1), ("euler", 1), ("dpmsolver++", 2), ("unipc", 2), ("deis", 2), ("heun", 2)]
+)
+def test_a_deterministic_sampler_is_as_accurate_as_its_order_says(name, order):
+    coarse, fine = error(name, 40), error(name, 160)
+    assert fine < 0.07
+    assert coarse / fine > 0.8 * 4**order or fine < 0.025  # where whole timesteps are too coarse to see more
+
+
+@pytest.mark.parametrize("name", sorted(STOCHASTIC))
+def test_a_stochastic_sampler_draws_the_spread_of_the_data(name):
+    spreads = [float(draw_gaussian(name, steps)[1].std()) / SPREAD for steps in (20, 80, 500)]
+    assert spreads == sorted(spreads)
+    assert spreads[-1] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc", "deis", "euler", "heun"])
+def test_the_prediction_type_makes_no_difference(name, prediction_type):
+    expected = draw_gaussian(name, 20, count=10)[1]
+    torch.testing.assert_close(draw_gaussian(name, 20, prediction_type, count=10)[1], expected, atol=1e-4, rtol=1e-3)
