@@ -1,10 +1,8 @@
 """`DenoisingPipeline`: from noise to images with any backbone and any diffusers scheduler."""
 
 import inspect
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +14,16 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
-from denoiser.checks import check_positive, did_you_mean, pair
+from denoiser.checks import check_positive, pair
 from denoiser.randomness import SAMPLING, seeded_generator
+from pipelines.classes import ClassReader, Labels
 from pipelines.guidance import Guidance
+from pipelines.predictor import Predictor
 from pipelines.schedulers import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
 CALL_SIZE = 64
-Label = int | str | Mapping[int | str, float]  # an index, a name, or a mixture: classes and their weights
-Labels = Label | Sequence[Label] | Tensor | np.ndarray
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -49,6 +47,11 @@ class DenoisingPipeline(DiffusionPipeline):
     def num_classes(self) -> int | None:
         """Number of classes of the network, or None if it is unconditional."""
         return self.unet.config.get("num_class_embeds")
+
+    @property
+    def classes(self) -> ClassReader:
+        """What reads the classes' names and indices."""
+        return ClassReader(self.num_classes, self.config.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -107,20 +110,20 @@ class DenoisingPipeline(DiffusionPipeline):
         self._check_randomness(batch_size, generator, seed)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
-        mixtures = self._mixtures(class_labels, batch_size)
-        self._check_guidance(guidance, mixtures)
         if seed is not None:
             generator = image_generators(seed, range(batch_size))
+        device = self._execution_device
+        classes = None if class_labels is None else self.classes.read(class_labels, batch_size).to(device)
+        call_size = CALL_SIZE if isinstance(generator, list) else None
+        predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        sample = randn_tensor((batch_size, *self.image_shape), generator=generator, device=self._execution_device)
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        sample = randn_tensor((batch_size, *self.image_shape), generator=generator, device=device)
         sample = sample * self.scheduler.init_noise_sigma
         accepted = inspect.signature(self.scheduler.step).parameters
         step_options = {"generator": generator} if "generator" in accepted else {}
-        call_size = CALL_SIZE if isinstance(generator, list) else batch_size
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            scaled = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-            prediction = self._predict_in_calls(scaled, timestep, mixtures, guidance, call_size).float()
+            prediction = predict(self.scheduler.scale_model_input(sample, timestep), timestep)
             sample = self.scheduler.step(prediction, timestep, sample, **step_options).prev_sample
             if callback_on_step_end is not None:
                 sample = callback_on_step_end(self, step, timestep, {"sample": sample}).get("sample", sample)
@@ -128,57 +131,6 @@ class DenoisingPipeline(DiffusionPipeline):
 
         images = self._images(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def label_index(self, label: int | str) -> int:
-        """Return the index of a class given by index or by name, capitals aside.
-
-        Raises:
-            ValueError: If the network has no classes, or not this one.
-        """
-        if self.num_classes is None:
-            raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
-        if not isinstance(label, (Integral, str)):
-            raise ValueError(f"class label {label!r} is neither an index nor a name")
-        names = {name.lower(): index for index, name in enumerate(self.config.class_names or ())}
-        if isinstance(label, str) and not label.removeprefix("-").isdecimal():
-            if label.lower() not in names:
-                hint = did_you_mean(label, names)
-                raise ValueError(f"unknown class '{label}'{hint}; known: {', '.join(self.config.class_names or ())}")
-            return names[label.lower()]
-        if not 0 <= int(label) < self.num_classes:
-            raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
-        return int(label)
-
-    def _mixtures(self, labels: Label | Sequence[Label] | None, batch_size: int) -> tuple[Tensor, Tensor] | None:
-        """Return the classes of each image and their weights, both `(batch, classes in the largest mixture)`."""
-        if labels is None:
-            return None
-        if isinstance(labels, str) or not isinstance(labels, Sequence):
-            labels = [labels] * batch_size
-        if len(labels) != batch_size:
-            raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
-        mixtures = [self._mixture(label) for label in labels]
-        most = max(len(mixture) for mixture in mixtures)
-        filled = [[*mixture, *[(mixture[0][0], 0.0)] * (most - len(mixture))] for mixture in mixtures]
-        classes, weights = rearrange(torch.tensor(filled, dtype=torch.float64), "batch most two -> two batch most")
-        return classes.long().to(self._execution_device), weights.float().to(self._execution_device)
-
-    def _mixture(self, label: Label) -> list[tuple[int, float]]:
-        """Return the classes of one image and their weights, which sum to 1."""
-        if not isinstance(label, Mapping):
-            return [(self.label_index(label), 1.0)]
-        total = sum(label.values())
-        if not label or not all(weight >= 0 for weight in label.values()) or not 0 < total < math.inf:
-            raise ValueError(f"the mixture {dict(label)} has no weights to go by; give numbers of 0 or more, not all 0")
-        return [(self.label_index(part), weight / total) for part, weight in label.items()]
-
-    def _check_guidance(self, guidance: Guidance, mixtures: tuple[Tensor, Tensor] | None) -> None:
-        if guidance.scale != 1 and mixtures is None:
-            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
-        if guidance.scale != 1 and not hasattr(self.unet, "null_label"):
-            raise ValueError(
-                f"guidance_scale is {guidance.scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
-            )
 
     def _check_randomness(
         self,
@@ -192,40 +144,6 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(f"{len(seed)} seeds for {batch_size} images; give one, or one for each image")
         if seed is not None and generator is not None:
             raise ValueError("seed and generator were both given; give one of them")
-
-    def _predict_in_calls(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        mixtures: tuple[Tensor, Tensor] | None,
-        guidance: Guidance,
-        call_size: int,
-    ) -> Tensor:
-        """Predict for `call_size` images at a time, the last ones filled up with copies of the last image."""
-        parts = []
-        for start in range(0, len(sample), call_size):
-            rows = torch.arange(start, start + call_size, device=sample.device).clamp(max=len(sample) - 1)
-            part_mixtures = None if mixtures is None else (mixtures[0][rows], mixtures[1][rows])
-            parts.append(self._predict(sample[rows], timestep, part_mixtures, guidance))
-        return torch.cat(parts)[: len(sample)]
-
-    def _predict(
-        self, sample: Tensor, timestep: Tensor, mixtures: tuple[Tensor, Tensor] | None, guidance: Guidance
-    ) -> Tensor:
-        """Predict in one call of the network, which sees each image once for each class and once more for guidance."""
-        if mixtures is None:
-            return self.unet(sample, timestep).sample
-        classes, weights = mixtures
-        columns = [*classes.unbind(dim=1)]
-        if guided := guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timestep)])):
-            columns.append(torch.full_like(columns[0], self.unet.null_label))
-        predictions = self.unet(sample.repeat(len(columns), 1, 1, 1), timestep, class_labels=torch.cat(columns)).sample
-        by_column = predictions.chunk(len(columns))
-        conditional = by_column[0]
-        if classes.shape[1] > 1:
-            parts = zip(rearrange(weights, "batch most -> most batch 1 1 1"), by_column, strict=False)
-            conditional = torch.stack([weight * prediction for weight, prediction in parts]).sum(dim=0)
-        return guidance.combine(conditional, by_column[-1]) if guided else conditional
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
         images = (sample / 2 + 0.5).clamp(0, 1)

@@ -8,7 +8,8 @@ from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive, check_seed
-from pipelines.denoising import DenoisingPipeline, Label, StepCallback, image_generators
+from pipelines.classes import Label
+from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
 from pipelines.guidance import Guidance
 from pipelines.schedulers import check_scheduler_name, check_steps
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from denoiser.data import CLASS_NAMES
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines import SCHEDULERS, DenoisingPipeline, Guidance, load_pipeline, make_scheduler
+from pipelines.predictor import Predictor
 from tests.conftest import tiny_basic_unet, tiny_unet
 
 
@@ -212,8 +213,10 @@ def test_guidance_costs_one_call_of_twice_the_batch_and_scale_one_a_single_one()
 
 
 def predict(pipeline, noise, labels, timestep=500, **guidance):
-    mixtures = pipeline._mixtures(labels, len(noise))
-    return pipeline._predict(noise, torch.tensor(timestep), mixtures, Guidance(**guidance))
+    classes = pipeline.classes.read(labels, len(noise))
+    predictor = Predictor(pipeline.unet, pipeline.scheduler, classes, Guidance(**guidance))
+    with torch.no_grad():
+        return predictor(noise, torch.tensor(timestep))
 
 
 def test_scale_one_is_the_plain_conditional_network(noise):

@@ -1,0 +1,95 @@
+"""Which classes are asked for: by index, by name, or as mixtures of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from denoiser.checks import did_you_mean
+
+Label = int | str | Mapping[int | str, float]  # an index, a name, or a mixture: classes and their weights
+Labels = Label | Sequence[Label] | Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a batch of images, each a mixture of as many as the largest has.
+
+    Attributes:
+        indices: `(batch, most)` classes.
+        weights: `(batch, most)`, which sum to 1 for each image; smaller mixtures are filled up with weights of 0.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Classes":
+        """Return the classes of the images at `rows`."""
+        return Classes(self.indices[rows], self.weights[rows])
+
+    def to(self, device: torch.device) -> "Classes":
+        """Return the classes on `device`."""
+        return Classes(self.indices.to(device), self.weights.to(device))
+
+
+class ClassReader:
+    """Reads what a user calls the classes of a network.
+
+    Args:
+        num_classes: Of the network; None if it is unconditional.
+        names: Of the classes, by index; None if they have none.
+    """
+
+    def __init__(self, num_classes: int | None, names: Sequence[str] | None) -> None:
+        self.num_classes = num_classes
+        self.names = names or ()
+        self.indices = {name.lower(): index for index, name in enumerate(self.names)}
+
+    def index(self, label: int | str) -> int:
+        """Return the index of a class given by index or by name, capitals aside.
+
+        Raises:
+            ValueError: If the network has no classes, or not this one.
+        """
+        if self.num_classes is None:
+            raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
+        if not isinstance(label, (Integral, str)):
+            raise ValueError(f"class label {label!r} is neither an index nor a name")
+        if isinstance(label, str) and not label.removeprefix("-").isdecimal():
+            if label.lower() not in self.indices:
+                hint = did_you_mean(label, self.indices)
+                raise ValueError(f"unknown class '{label}'{hint}; known: {', '.join(self.names)}")
+            return self.indices[label.lower()]
+        if not 0 <= int(label) < self.num_classes:
+            raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
+        return int(label)
+
+    def read(self, labels: Label | Sequence[Label], batch_size: int) -> Classes:
+        """Return the classes of a batch; one label stands for all images.
+
+        Raises:
+            ValueError: If a label is wrong, or their number.
+        """
+        if isinstance(labels, str) or not isinstance(labels, Sequence):
+            labels = [labels] * batch_size
+        if len(labels) != batch_size:
+            raise ValueError(f"{len(labels)} class labels for {batch_size} images; give one, or one for each image")
+        mixtures = [self._mixture(label) for label in labels]
+        most = max(len(mixture) for mixture in mixtures)
+        filled = [[*mixture, *[(mixture[0][0], 0.0)] * (most - len(mixture))] for mixture in mixtures]
+        indices, weights = rearrange(torch.tensor(filled, dtype=torch.float64), "batch most two -> two batch most")
+        return Classes(indices.long(), weights.float())
+
+    def _mixture(self, label: Label) -> list[tuple[int, float]]:
+        """Return the classes of one image and their weights, which sum to 1."""
+        if not isinstance(label, Mapping):
+            return [(self.index(label), 1.0)]
+        total = sum(label.values())
+        if not all(weight >= 0 for weight in label.values()) or not 0 < total < math.inf:
+            raise ValueError(f"the mixture {dict(label)} has no weights to go by; give numbers of 0 or more, not all 0")
+        return [(self.index(part), weight / total) for part, weight in label.items()]

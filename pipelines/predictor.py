@@ -1,0 +1,75 @@
+"""What a network predicts for a batch of noisy images, classes and guidance included."""
+
+import torch
+from diffusers import ModelMixin, SchedulerMixin
+from einops import rearrange
+from torch import Tensor
+
+from pipelines.classes import Classes
+from pipelines.guidance import Guidance
+
+
+class Predictor:
+    """Calls the network.
+
+    Args:
+        unet: Network with `UNet2DModel`'s call contract.
+        scheduler: Of the noise levels that it was trained with.
+        classes: Of the images of the batch; None for no class.
+        guidance: How much the classes count.
+        call_size: Images in a call of the network, the last one filled up with copies of the last image: kernels round
+            differently by batch size. None for all in one call.
+
+    Raises:
+        ValueError: If guidance is asked for without classes, or of a network without a null label.
+    """
+
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        classes: Classes | None = None,
+        guidance: Guidance = Guidance(),  # noqa: B008 - it is frozen
+        call_size: int | None = None,
+    ) -> None:
+        if guidance.scale != 1 and classes is None:
+            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
+        if guidance.scale != 1 and not hasattr(unet, "null_label"):
+            raise ValueError(
+                f"guidance_scale is {guidance.scale}, and {type(unet).__name__} has no null label; leave it at 1"
+            )
+        self.unet = unet
+        self.scheduler = scheduler
+        self.classes = classes
+        self.guidance = guidance
+        self.call_size = call_size
+
+    def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        """Return what the scheduler's prediction type says of noisy images, both `(batch, channels, height, width)`.
+
+        Args:
+            noisy: As the training saw them: image and noise with powers that sum to one.
+            timestep: Training timestep, a scalar.
+        """
+        noisy = noisy.to(self.unet.dtype)
+        size = self.call_size or len(noisy)
+        parts = []
+        for start in range(0, len(noisy), size):
+            rows = torch.arange(start, start + size, device=noisy.device).clamp(max=len(noisy) - 1)
+            parts.append(self._call(noisy[rows], timestep, None if self.classes is None else self.classes[rows]))
+        return torch.cat(parts)[: len(noisy)].float()
+
+    def _call(self, noisy: Tensor, timestep: Tensor, classes: Classes | None) -> Tensor:
+        """Call the network once, with each image once for each class of a mixture and once more for guidance."""
+        if classes is None:
+            return self.unet(noisy, timestep).sample
+        columns = [*classes.indices.unbind(dim=1)]
+        if guided := self.guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timestep)])):
+            columns.append(torch.full_like(columns[0], self.unet.null_label))
+        predictions = self.unet(noisy.repeat(len(columns), 1, 1, 1), timestep, class_labels=torch.cat(columns)).sample
+        by_column = predictions.chunk(len(columns))
+        conditional = by_column[0]
+        if classes.weights.shape[1] > 1:
+            parts = zip(rearrange(classes.weights, "batch most -> most batch 1 1 1"), by_column, strict=False)
+            conditional = torch.stack([weight * prediction for weight, prediction in parts]).sum(dim=0)
+        return self.guidance.combine(conditional, by_column[-1]) if guided else conditional
