@@ -2,7 +2,16 @@
 
 from pipelines.denoising import DenoisingPipeline, load_pipeline
 from pipelines.guidance import Guidance
-from pipelines.images import image_grid, quantised, save_gif, save_image, save_images
+from pipelines.images import (
+    image_grid,
+    named_grid,
+    quantised,
+    save_gif,
+    save_image,
+    save_images,
+    stages_picture,
+)
+from pipelines.looking import interpolated, noising_stages, slerp
 from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 
@@ -14,10 +23,15 @@ __all__ = [
     "check_sampling",
     "draw_samples",
     "image_grid",
+    "interpolated",
     "load_pipeline",
     "make_scheduler",
+    "named_grid",
+    "noising_stages",
     "quantised",
     "save_gif",
     "save_image",
     "save_images",
+    "slerp",
+    "stages_picture",
 ]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from denoiser.checks import did_you_mean
 
-Label = int | str | Mapping[int | str, float]  # an index, a name, or a mixture: classes and their weights
+Label = (
+    int | str | Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
+)  # an index, a name, or a mixture: classes and their weights
 Labels = Label | Sequence[Label] | Tensor | np.ndarray
 
 
@@ -68,6 +70,13 @@ class ClassReader:
         if not 0 <= int(label) < self.num_classes:
             raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
         return int(label)
+
+    def name(self, label: Label) -> str:
+        """Return what to call a class or a mixture: the classes' names, or their indices if they have none."""
+        if isinstance(label, Mapping):
+            return " + ".join(self.name(part) for part in label)
+        index = self.index(label)
+        return self.names[index] if self.names else str(index)
 
     def read(self, labels: Label | Sequence[Label], batch_size: int) -> Classes:
         """Return the classes of a batch; one label stands for all images.

@@ -18,7 +18,7 @@ from denoiser.checks import check_positive, pair
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.classes import ClassReader, Labels
 from pipelines.guidance import Guidance
-from pipelines.predictor import Predictor
+from pipelines.predictor import Predictor, predicted_image
 from pipelines.schedulers import check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -72,6 +72,8 @@ class DenoisingPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        eta: float = 0.0,
+        noise: Tensor | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate a batch of images.
 
@@ -88,11 +90,15 @@ class DenoisingPipeline(DiffusionPipeline):
             output_type: "pil" for a list of PIL images, "np" for `(batch, height, width, channels)` in [0, 1], "pt"
                 for `(batch, channels, height, width)` in [0, 1].
             return_dict: False for a plain tuple.
-            callback_on_step_end: Called as `(pipeline, step, timestep, {"sample": noisy})` after each step; what it
-                returns under "sample" replaces the noisy images, `(batch, channels, height, width)`.
+            callback_on_step_end: Called as `(pipeline, step, timestep, {"sample": noisy, "clean": image})` after each
+                step, with the image predicted in it; both `(batch, channels, height, width)`. What it returns under
+                "sample" replaces the noisy images.
             guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
             guidance_interval: Lowest and highest noise level sigma at which guidance acts (`pipelines.Guidance`);
                 None is everywhere.
+            eta: For samplers that take it, as DDIM does: how much noise a step adds, from none at 0 to DDPM's at 1
+                (Song et al. 2021, eq. 16).
+            noise: Standard normal, to start from in the place of what the generator would draw; shaped as the batch.
 
         Returns:
             `ImagePipelineOutput` whose `images` are as `output_type` says.
@@ -118,19 +124,35 @@ class DenoisingPipeline(DiffusionPipeline):
         predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = randn_tensor((batch_size, *self.image_shape), generator=generator, device=device)
-        sample = sample * self.scheduler.init_noise_sigma
-        accepted = inspect.signature(self.scheduler.step).parameters
-        step_options = {"generator": generator} if "generator" in accepted else {}
+        shape = (batch_size, *self.image_shape)
+        if noise is None:
+            noise = randn_tensor(shape, generator=generator, device=device)
+        elif tuple(noise.shape) != shape:
+            raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
+        sample = noise.to(device) * self.scheduler.init_noise_sigma
+        step_options = self._step_options(generator, eta)
         for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            prediction = predict(self.scheduler.scale_model_input(sample, timestep), timestep)
+            noisy = self.scheduler.scale_model_input(sample, timestep)
+            prediction = predict(noisy, timestep)
             sample = self.scheduler.step(prediction, timestep, sample, **step_options).prev_sample
             if callback_on_step_end is not None:
-                sample = callback_on_step_end(self, step, timestep, {"sample": sample}).get("sample", sample)
+                clean = predicted_image(self.scheduler, noisy, prediction, timestep)
+                told = callback_on_step_end(self, step, timestep, {"sample": sample, "clean": clean})
+                sample = told.get("sample", sample)
         self.maybe_free_model_hooks()
 
         images = self._images(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        if eta and "eta" not in accepted:
+            raise ValueError(
+                f"eta is {eta}, and {type(self.scheduler).__name__} takes none; use ddim, or leave it at 0"
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is {eta}; it must be from 0 to 1")
+        return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in accepted}
 
     def _check_randomness(
         self,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -32,6 +33,66 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
     check_positive(columns=columns, scale=scale)
     large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return to_pil_image(quantised(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5)).cpu())
+
+
+def named_grid(images: Tensor, names: Sequence[str], columns: int | None = None, scale: int = 4) -> Image.Image:
+    """Lay images out as `image_grid` does, with their names: at the left of rows of one name, else under each image.
+
+    Args:
+        images: `(count, channels, height, width)` in [0, 1].
+        names: One for each image.
+        columns: Images in a row; as many as rows if None.
+        scale: Enlargement, without smoothing.
+    """
+    columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
+    rows = [names[start : start + columns] for start in range(0, len(images), columns)]
+    if all(len(set(row)) == 1 for row in rows):
+        return _with_row_names(image_grid(images, columns, scale), [row[0] for row in rows])
+    cells = [_with_caption(image_grid(image[None], 1, scale), name) for image, name in zip(images, names, strict=True)]
+    width, height = cells[0].size
+    picture = Image.new("RGB", (columns * width, len(rows) * height), "white")
+    for index, cell in enumerate(cells):
+        picture.paste(cell, (index % columns * width, index // columns * height))
+    return picture
+
+
+def _with_row_names(grid: Image.Image, names: Sequence[str]) -> Image.Image:
+    """Write a name at the left of each row."""
+    height = grid.height / len(names)
+    font = ImageFont.load_default(height / 4)
+    margin = math.ceil(max(font.getlength(name) for name in names) + height / 4)
+    picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    picture.paste(grid, (margin, 0))
+    for row, name in enumerate(names):
+        end = (margin - height / 8, (row + 0.5) * height)
+        ImageDraw.Draw(picture).text(end, name, fill="black", font=font, anchor="rm")
+    return picture
+
+
+def _with_caption(cell: Image.Image, name: str) -> Image.Image:
+    """Write a name under an image, as large as fits."""
+    size, gap = cell.height / 5, cell.width // 16
+    size *= min(1, cell.width / ImageFont.load_default(size).getlength(name))
+    picture = Image.new("RGB", (cell.width + gap, math.ceil(cell.height * 1.25) + gap), "white")
+    picture.paste(cell, (gap // 2, gap // 2))
+    place = (picture.width / 2, cell.height + gap)
+    ImageDraw.Draw(picture).text(place, name, fill="black", font=ImageFont.load_default(size), anchor="ma")
+    return picture
+
+
+def stages_picture(stages: Sequence[Tensor], columns: int = 10, scale: int = 4) -> Image.Image:
+    """Show how images change: a row for each image, its stages from left to right, evenly picked with the last.
+
+    Args:
+        stages: The images at each stage, `(count, channels, height, width)` in [-1, 1], cut off outside of it.
+        columns: Stages shown, at most.
+        scale: Enlargement, without smoothing.
+    """
+    check_positive(stages=len(stages), columns=columns)
+    shown = min(columns, len(stages))
+    picked = [stages[len(stages) - 1 - index * len(stages) // shown] for index in reversed(range(shown))]
+    by_image = rearrange(torch.stack(picked), "stage image c h w -> (image stage) c h w")
+    return image_grid((by_image / 2 + 0.5).clamp(0, 1), columns=shown, scale=scale)
 
 
 def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:

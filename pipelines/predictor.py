@@ -9,6 +9,25 @@ from pipelines.classes import Classes
 from pipelines.guidance import Guidance
 
 
+def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
+    """Return the clean image that a prediction means, shaped as both and in the range of the data, not clipped to it.
+
+    Args:
+        scheduler: Gives the noise levels and the prediction type.
+        noisy: As the training saw them: image and noise with powers that sum to one.
+        prediction: What the network says of them.
+        timestep: Training timestep, a scalar.
+    """
+    signal = scheduler.alphas_cumprod[int(timestep)].to(noisy.device)
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return (noisy - (1 - signal).sqrt() * prediction) / signal.sqrt()
+        case "v_prediction":
+            return signal.sqrt() * noisy - (1 - signal).sqrt() * prediction
+        case _:
+            return prediction
+
+
 class Predictor:
     """Calls the network.
 

@@ -25,6 +25,7 @@ class SamplingConfig:
         guidance_scale: Classifier-free guidance for images with labels; 1 is none.
         guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
         guidance_interval: Lowest and highest noise level sigma at which guidance acts; None is everywhere.
+        eta: How much noise a step of DDIM adds, from none at 0 to DDPM's at 1.
         seed: Image i is a function of (seed, i), to the last bit.
         batch_size: Images that are drawn at once; it changes none of them.
     """
@@ -35,6 +36,7 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    eta: float = 0.0
     seed: int = 0
     batch_size: int = 64
 
@@ -55,6 +57,15 @@ def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: Schedule
 def spread_labels(num_images: int, num_classes: int) -> list[int]:
     """Return labels that show every class about equally often, in order."""
     return [index * num_classes // num_images for index in range(num_images)]
+
+
+def image_labels(pipeline: DenoisingPipeline, labels: Sequence[Label] | None, num_images: int) -> list[Label] | None:
+    """Return the label of each image: those given, repeated, or every class alike; None for no classes."""
+    if labels is None:
+        return None if pipeline.num_classes is None else [*spread_labels(num_images, pipeline.num_classes)]
+    if not labels:
+        raise ValueError("labels is empty; name at least one class, or leave it out")
+    return [labels[index % len(labels)] for index in range(num_images)]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,6 +119,7 @@ def draw_samples(
     callback_on_step_end: StepCallback | None = None,
     indices: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
+    noise: Tensor | None = None,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """Draw images with the pipeline's scheduler.
@@ -120,30 +132,30 @@ def draw_samples(
         callback_on_step_end: Handed to the pipeline.
         indices: Which of the images to draw, such as one process's share; None means all.
         seeds: A seed for each image, in the place of the config's number of images and seed.
+        noise: Standard normal to start from, `(num_images, channels, height, width)`, in the place of the seeds'.
         on_batch: Called with the number of images after each batch.
 
     Returns:
         `(num_images, channels, height, width)` in [0, 1], on the CPU; or as many as there are indices.
     """
     num_images = config.num_images if seeds is None else len(seeds)
-    if labels is None and pipeline.num_classes is not None:
-        labels = spread_labels(num_images, pipeline.num_classes)
+    labels_of_all = image_labels(pipeline, labels, num_images)
     check_sampling(config, pipeline.unet, pipeline.scheduler)
-    if labels is not None and not labels:
-        raise ValueError("labels is empty; name at least one class, or leave it out")
     indices = range(num_images) if indices is None else indices
     batches = []
     for start in range(0, len(indices), config.batch_size):
         batch = indices[start : start + config.batch_size]
         (images,) = pipeline(
             batch_size=len(batch),
-            class_labels=None if labels is None else [labels[index % len(labels)] for index in batch],
+            class_labels=None if labels_of_all is None else [labels_of_all[index] for index in batch],
             guidance_scale=config.guidance_scale,
             guidance_rescale=config.guidance_rescale,
             guidance_interval=config.guidance_interval,
+            eta=config.eta,
             num_inference_steps=config.steps,
             generator=image_generators(config.seed if seeds is None else seeds, batch),
             output_type="pt",
+            noise=None if noise is None else noise[list(batch)],
             return_dict=False,
             callback_on_step_end=callback_on_step_end,
         )

@@ -53,6 +53,12 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
         raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
 
 
+def adds_noise(scheduler: SchedulerMixin) -> bool:
+    """Return whether the scheduler adds noise in each step, so that an image is not a function of its first noise."""
+    stochastic = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler)
+    return stochastic or scheduler.config.get("algorithm_type", "").startswith("sde")
+
+
 def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Return the named sampler for a network trained with the scheduler that has this `config`.
 

@@ -4,6 +4,7 @@ import sys
 from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,9 +14,24 @@ from torch import Tensor
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
 from denoiser.training.device import in_best_layout
-from pipelines import SamplingConfig, draw_samples, image_grid, load_pipeline, make_scheduler
-from pipelines.images import check_new_folder, check_picture_path, denoising_frames, save_gif, save_image, save_images
-from pipelines.sampling import parse_labels, parse_seeds
+from pipelines import (
+    SamplingConfig,
+    draw_samples,
+    image_grid,
+    interpolated,
+    load_pipeline,
+    make_scheduler,
+    named_grid,
+    noising_stages,
+    save_gif,
+    save_image,
+    save_images,
+    stages_picture,
+)
+from pipelines.images import check_new_folder, check_picture_path, denoising_frames
+from pipelines.sampling import image_labels, parse_labels, parse_seeds
+
+PICTURES = (".png", ".jpg", ".webp")
 
 
 def build_parser() -> Parser:
@@ -26,11 +42,53 @@ def build_parser() -> Parser:
     parser.add_class_arguments(SamplingConfig)
     parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
+    parser.add_argument("--interpolate", action="store_true", help="the images between two seeds, such as --seeds 3,17")
     parser.add_argument("--output", type=str | None, help="PNG of the grid (default: samples.png beside the pipeline)")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
+    parser.add_argument("--names", action="store_true", help="write the classes' names into the grid")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG an image")
     parser.add_argument("--gif", type=str | None, help="GIF of the denoising")
+    parser.add_argument("--predictions", type=str | None, help="PNG of the clean images predicted from step to step")
+    parser.add_argument("--noising", type=str | None, help="PNG of the drawn images as the training noises them")
     return parser
+
+
+def check_targets(options: Any, output: str | Path) -> None:
+    """Raise `ValueError` or `OSError` if a picture cannot be written."""
+    check_picture_path(output, *PICTURES)
+    for path, suffixes in ((options.gif, (".gif",)), (options.predictions, PICTURES), (options.noising, PICTURES)):
+        if path:
+            check_picture_path(path, *suffixes)
+    if options.images_dir:
+        check_new_folder(options.images_dir)
+    if options.columns is not None:
+        check_positive(columns=options.columns)
+
+
+class Film:
+    """Keeps the images after each step, batch by batch.
+
+    Attributes:
+        noisy: By step.
+        clean: By step: what the network took the clean images to be.
+    """
+
+    def __init__(self) -> None:
+        self.noisy: dict[int, list[Tensor]] = defaultdict(list)
+        self.clean: dict[int, list[Tensor]] = defaultdict(list)
+
+    def __call__(
+        self, _: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Keep what the pipeline tells after a step."""
+        self.noisy[step].append(tensors["sample"].cpu())
+        self.clean[step].append(tensors["clean"].cpu())
+        return {}
+
+
+def stages(by_step: dict[int, list[Tensor]]) -> list[Tensor]:
+    """Put the batches of each step together."""
+    return [torch.cat(batches) for batches in by_step.values()]
 
 
 def main() -> None:
@@ -39,35 +97,41 @@ def main() -> None:
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     config = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
     output = options.output or Path(options.pipeline).parent / "samples.png"
-    check_picture_path(output, ".png", ".jpg", ".webp")
-    if options.gif:
-        check_picture_path(options.gif, ".gif")
-    if options.images_dir:
-        check_new_folder(options.images_dir)
-    if options.columns is not None:
-        check_positive(columns=options.columns)
+    check_targets(options, output)
     labels = parse_labels(options.labels)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     pipeline = load_pipeline(options.pipeline).to(PartialState().device)
-    pipeline.scheduler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    trained_with = pipeline.scheduler
+    pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
     in_best_layout(pipeline.unet)
 
-    steps: dict[int, list[Tensor]] = defaultdict(list)
+    film = Film() if options.gif or options.predictions else None
+    if options.interpolate:
+        images = interpolated(pipeline, config, seeds or [], labels, callback_on_step_end=film)
+    else:
+        images = draw_samples(pipeline, config, labels, callback_on_step_end=film, seeds=seeds)
 
-    def keep(_: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        steps[step].append(tensors["sample"].cpu())
-        return {}
-
-    images = draw_samples(pipeline, config, labels, callback_on_step_end=keep if options.gif else None, seeds=seeds)
-    save_image(image_grid(images, options.columns), output)
-    print(f"grid: {output}")
+    written = {"grid": output}
+    classes = image_labels(pipeline, labels, len(images)) if options.names else None
+    if classes is None:
+        save_image(image_grid(images, options.columns), output)
+    else:
+        names = [pipeline.classes.name(label) for label in classes]
+        save_image(named_grid(images, names, options.columns), output)
     if options.images_dir:
         save_images(images, options.images_dir)
-        print(f"images: {options.images_dir}")
-    if options.gif:
-        frames = denoising_frames([torch.cat(batches) for batches in steps.values()], options.columns)
-        save_gif(frames, options.gif)
-        print(f"film: {options.gif}")
+        written["images"] = options.images_dir
+    if film and options.gif:
+        save_gif(denoising_frames(stages(film.noisy), options.columns), options.gif)
+        written["film"] = options.gif
+    if film and options.predictions:
+        save_image(stages_picture(stages(film.clean)), options.predictions)
+        written["predictions"] = options.predictions
+    if options.noising:
+        save_image(stages_picture(noising_stages(images, trained_with)), options.noising)
+        written["noising"] = options.noising
+    for what, path in written.items():
+        print(f"{what}: {path}")
 
 
 if __name__ == "__main__":

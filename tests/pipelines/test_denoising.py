@@ -5,7 +5,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors.torch import load_file, save_file
 
@@ -114,6 +114,36 @@ def test_the_number_of_threads_changes_no_bit():
         assert torch.equal(draw(pipeline), images)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_the_callback_is_told_the_clean_image_that_the_network_predicts():
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        pipeline, told = make_pipeline(), []
+        pipeline.scheduler = DDIMScheduler(prediction_type=prediction_type, clip_sample=False)
+        images = draw(
+            pipeline, callback_on_step_end=lambda pipe, step, t, tensors, told=told: told.append(tensors) or {}
+        )
+        assert len(told) == 4
+        torch.testing.assert_close((told[-1]["clean"] / 2 + 0.5).clamp(0, 1), images, atol=0.02, rtol=0)
+        assert not torch.allclose(told[0]["clean"], told[0]["sample"], atol=0.1)
+
+
+def test_eta_adds_noise_to_ddim_only():
+    pipeline = make_pipeline(scheduler="ddim")
+    assert not torch.allclose(draw(pipeline, eta=1.0), draw(pipeline), atol=1e-3)
+    assert torch.equal(draw(pipeline, eta=1.0), draw(pipeline, eta=1.0))
+    with pytest.raises(ValueError, match="eta is 0.5, and HeunDiscreteScheduler takes none; use ddim"):
+        draw(make_pipeline(scheduler="heun"), eta=0.5)
+    with pytest.raises(ValueError, match="eta is 2.0; it must be from 0 to 1"):
+        draw(pipeline, eta=2.0)
+
+
+def test_noise_to_start_from_can_be_given(noise):
+    pipeline = make_pipeline(scheduler="ddim")
+    images = draw(pipeline, batch_size=4, noise=noise)
+    assert torch.equal(images, draw(pipeline, batch_size=4, noise=noise, seed=9))
+    with pytest.raises(ValueError, match=r"noise is \(4, 1, 16, 16\); expected \(3, 1, 16, 16\)"):
+        draw(pipeline, noise=noise)
 
 
 def test_seeds_pick_images():
