@@ -1,6 +1,7 @@
 """`DenoisingPipeline`: from noise to images with any backbone and any diffusers scheduler."""
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ class DenoisingPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         eta: float = 0.0,
         noise: Tensor | None = None,
+        image: Tensor | None = None,
+        strength: float = 1.0,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate a batch of images.
 
@@ -99,6 +102,9 @@ class DenoisingPipeline(DiffusionPipeline):
             eta: For samplers that take it, as DDIM does: how much noise a step adds, from none at 0 to DDPM's at 1
                 (Song et al. 2021, eq. 16).
             noise: Standard normal, to start from in the place of what the generator would draw; shaped as the batch.
+            image: Images in [-1, 1], shaped as the batch, to change: noise is added, and the last of the steps take it
+                away (Meng et al. 2022, SDEdit).
+            strength: Share of the steps that then are taken, above 0: 1 is all, which leave nothing of the image.
 
         Returns:
             `ImagePipelineOutput` whose `images` are as `output_type` says.
@@ -129,9 +135,9 @@ class DenoisingPipeline(DiffusionPipeline):
             noise = randn_tensor(shape, generator=generator, device=device)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
-        sample = noise.to(device) * self.scheduler.init_noise_sigma
         step_options = self._step_options(generator, eta)
-        for step, timestep in enumerate(self.progress_bar(self.scheduler.timesteps)):
+        timesteps, sample = self._start(noise.to(device), image, strength, num_inference_steps)
+        for step, timestep in enumerate(self.progress_bar(timesteps)):
             noisy = self.scheduler.scale_model_input(sample, timestep)
             prediction = predict(noisy, timestep)
             sample = self.scheduler.step(prediction, timestep, sample, **step_options).prev_sample
@@ -143,6 +149,22 @@ class DenoisingPipeline(DiffusionPipeline):
 
         images = self._images(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _start(self, noise: Tensor, image: Tensor | None, strength: float, steps: int) -> tuple[Tensor, Tensor]:
+        """Return the timesteps to take, and the noisy images before the first of them."""
+        if image is None:
+            if strength != 1:
+                raise ValueError(f"strength is {strength} without an image to change; give one, or leave it at 1")
+            return self.scheduler.timesteps, noise * self.scheduler.init_noise_sigma
+        if image.shape != noise.shape:
+            raise ValueError(f"image is {tuple(image.shape)}; expected {tuple(noise.shape)}, as many and as large")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}; it must be above 0 and up to 1")
+        skipped = (steps - math.ceil(strength * steps)) * self.scheduler.order
+        if hasattr(self.scheduler, "set_begin_index"):  # DDPM and DDIM go by the timestep alone
+            self.scheduler.set_begin_index(skipped)
+        timesteps = self.scheduler.timesteps[skipped:]
+        return timesteps, self.scheduler.add_noise(image.to(noise.device), noise, timesteps[:1].expand(len(noise)))
 
     def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters

@@ -16,9 +16,10 @@ def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor
         scheduler: Gives the noise levels and the prediction type.
         noisy: As the training saw them: image and noise with powers that sum to one.
         prediction: What the network says of them.
-        timestep: Training timestep, a scalar.
+        timestep: Training timestep: a scalar, or `(batch,)`.
     """
-    signal = scheduler.alphas_cumprod[int(timestep)].to(noisy.device)
+    signal = rearrange(scheduler.alphas_cumprod[timestep.long().flatten().cpu()], "batch -> batch 1 1 1")
+    signal = signal.to(noisy.device)
     match scheduler.config.prediction_type:
         case "epsilon":
             return (noisy - (1 - signal).sqrt() * prediction) / signal.sqrt()

@@ -69,28 +69,27 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
-    known = inspect.signature(scheduler_class).parameters
-    trained_with = {key: config[key] for key in _TRAINED_WITH if key in config and key in known}
-    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
-        raise ValueError(f"scheduler '{name}' cannot take rescale_betas_zero_snr; choose another")
     try:
-        scheduler = scheduler_class(**trained_with, timestep_spacing="trailing", **options)
+        scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
+        _check_prediction_type(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(f"scheduler '{name}' cannot take this noise schedule: {error}") from error
-    _check_prediction_type(name, scheduler_class.from_config(scheduler.config))
+        raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
     return scheduler
 
 
-def _check_prediction_type(name: str, scheduler: SchedulerMixin) -> None:
-    """Take one step, which is where diffusers' schedulers refuse a prediction type."""
+def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any], **options: Any) -> SchedulerMixin:
+    """Return a scheduler for a network trained with the one that has this `config`."""
+    known = inspect.signature(scheduler_class).parameters
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        raise ValueError("it knows no rescale_betas_zero_snr")
+    return scheduler_class(**{key: config[key] for key in _TRAINED_WITH if key in config and key in known}, **options)
+
+
+def _check_prediction_type(scheduler: SchedulerMixin) -> None:
+    """Take one step, which is where diffusers' schedulers refuse a prediction type (with a `NotImplementedError`)."""
     scheduler.set_timesteps(1)
     timestep, nothing = scheduler.timesteps[0], torch.zeros(1, 1, 1, 1)
     noisy = scheduler.scale_model_input(nothing, timestep)
     accepted = inspect.signature(scheduler.step).parameters
     options = {"generator": torch.Generator()} if "generator" in accepted else {}
-    try:
-        scheduler.step(nothing, timestep, noisy, **options)
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"scheduler '{name}' cannot take a network of prediction_type '{scheduler.config.prediction_type}': {error}"
-        ) from error
+    scheduler.step(nothing, timestep, noisy, **options)

@@ -364,7 +364,7 @@ def test_a_sampler_that_cannot_take_the_prediction_type_says_so():
     for name in SCHEDULERS:
         if name != "euler-ancestral":
             assert make_scheduler(name, config).config.prediction_type == "sample"
-    with pytest.raises(ValueError, match="'euler-ancestral' cannot take a network of prediction_type 'sample'"):
+    with pytest.raises(ValueError, match="'euler-ancestral' cannot .*: prediction_type not implemented yet: sample"):
         make_scheduler("euler-ancestral", config)
 
 
@@ -385,7 +385,7 @@ def test_a_sampler_is_the_same_whichever_sampler_the_pipeline_had_before(name, o
 
 @pytest.mark.parametrize("name", ["deis", "heun"])
 def test_a_sampler_that_cannot_take_the_noise_schedule_is_refused(name):
-    with pytest.raises(ValueError, match=f"'{name}' cannot take rescale_betas_zero_snr"):
+    with pytest.raises(ValueError, match=f"'{name}' cannot .*: it knows no rescale_betas_zero_snr"):
         make_scheduler(name, DDPMScheduler(rescale_betas_zero_snr=True).config)
 
 

@@ -62,12 +62,28 @@ def test_sampling_with_every_option(smoke_run, tmp_path):
         *["--steps", "3", "--scheduler", "unipc", "--labels", "sneaker,8", "--guidance_scale", "2", "--seed", "7"],
         *["--columns", "5", "--output", str(tmp_path / "grid.png"), "--gif", str(tmp_path / "film.gif")],
         *["--images_dir", str(tmp_path / "images"), "--guidance_rescale", "0.5", "--guidance_interval", "[0.2,5]"],
+        *["--predictions", str(tmp_path / "predictions.png"), "--noising", str(tmp_path / "noising.png")],
     )
     assert ended.returncode == 0, ended.stderr
     with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "film.gif") as film:
         assert grid.size == film.size == (5 * 66 + 2, 66 + 2)
         assert film.n_frames == 3
     assert len(list((tmp_path / "images").glob("*.png"))) == 5
+    with Image.open(tmp_path / "predictions.png") as predictions, Image.open(tmp_path / "noising.png") as noising:
+        assert predictions.size == (3 * 66 + 2, 5 * 66 + 2)
+        assert noising.size == (10 * 66 + 2, 5 * 66 + 2)
+    assert len(ended.stdout.splitlines()) == 5
+
+
+def test_an_interpolation_with_names(smoke_run, tmp_path):
+    ended = command(
+        *["scripts/sample.py", "--pipeline", str(smoke_run[0] / "pipeline"), "--interpolate", "--seeds", "3,17"],
+        *["--num_images", "6", "--labels", "bag", "--scheduler", "ddim", "--steps", "2", "--columns", "6", "--names"],
+        *["--output", str(tmp_path / "grid.png")],
+    )
+    assert ended.returncode == 0, ended.stderr
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 6 * 66 + 2  # the name stands beside them
 
 
 def test_seeds_and_mixtures_are_picked_from_the_command_line(smoke_run, tmp_path):
