@@ -85,6 +85,7 @@ class Trainer:
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, trained(config, model, scheduler))
+        accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
         progress = Progress()
         if self.last_checkpoint is not None:
             progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema)
