@@ -34,8 +34,8 @@ def contend(connection: Connection, entry: Entry, seconds: float, seed: int, fol
 
 def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
     config, model, scheduler = entry.build(seconds, seed)
+    what = digest(fingerprint(entry, config, model, scheduler))
     accelerator = start_accelerator(config)
-    what = digest(fingerprint(entry, config, model, scheduler))  # with all the threads that training has
     images, held_out = (
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )

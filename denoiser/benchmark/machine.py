@@ -1,5 +1,6 @@
 """What the machine could do at best, and what a network asks of it."""
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -37,8 +38,8 @@ def operations_per_image(model: ModelMixin) -> int:
 
 
 def processor() -> str:
-    """Return the processor's name, as the system gives it, and how many threads PyTorch uses."""
+    """Return the processor's name, as the system gives it, and how many of its cores there are to use."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{name or platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
