@@ -1,6 +1,5 @@
 """`DenoisingPipeline`: from noise to images with any backbone and any diffusers scheduler."""
 
-import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -19,8 +18,9 @@ from denoiser.checks import check_positive, pair
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.classes import ClassReader, Labels
 from pipelines.guidance import Guidance
+from pipelines.images import in_unit_range
 from pipelines.predictor import Predictor, predicted_image
-from pipelines.schedulers import check_steps
+from pipelines.schedulers import accepted_by_step, check_steps
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
@@ -167,14 +167,14 @@ class DenoisingPipeline(DiffusionPipeline):
         return timesteps, self.scheduler.add_noise(image.to(noise.device), noise, timesteps[:1].expand(len(noise)))
 
     def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
-        accepted = inspect.signature(self.scheduler.step).parameters
-        if eta and "eta" not in accepted:
+        options = accepted_by_step(self.scheduler, generator=generator, eta=eta)
+        if eta and "eta" not in options:
             raise ValueError(
                 f"eta is {eta}, and {type(self.scheduler).__name__} takes none; use ddim, or leave it at 0"
             )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; it must be from 0 to 1")
-        return {name: value for name, value in (("generator", generator), ("eta", eta)) if name in accepted}
+        return options
 
     def _check_randomness(
         self,
@@ -190,7 +190,7 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError("seed and generator were both given; give one of them")
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
-        images = (sample / 2 + 0.5).clamp(0, 1)
+        images = in_unit_range(sample)
         if output_type == "pt":
             return images
         array = rearrange(images, "b c h w -> b h w c").cpu().numpy()

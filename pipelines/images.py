@@ -16,6 +16,11 @@ from denoiser.checks import check_positive
 from denoiser.files import atomic_path, check_writable
 
 
+def in_unit_range(images: Tensor) -> Tensor:
+    """Return images in [-1, 1], as networks see them, in [0, 1], cut off outside of it."""
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
 def quantised(images: Tensor) -> Tensor:
     """Return images in [0, 1] as the nearest of 256 grey levels, uint8."""
     return (images * 255).round().byte()
@@ -92,7 +97,7 @@ def stages_picture(stages: Sequence[Tensor], columns: int = 10, scale: int = 4) 
     shown = min(columns, len(stages))
     picked = [stages[len(stages) - 1 - index * len(stages) // shown] for index in reversed(range(shown))]
     by_image = rearrange(torch.stack(picked), "stage image c h w -> (image stage) c h w")
-    return image_grid((by_image / 2 + 0.5).clamp(0, 1), columns=shown, scale=scale)
+    return image_grid(in_unit_range(by_image), columns=shown, scale=scale)
 
 
 def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
@@ -140,4 +145,4 @@ def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike[str], second
 
 def denoising_frames(steps: Sequence[Tensor], columns: int | None = None) -> list[Image.Image]:
     """Turn the noisy images after each step, `(count, channels, height, width)` in [-1, 1], into one grid a step."""
-    return [image_grid((torch.as_tensor(step) / 2 + 0.5).clamp(0, 1), columns) for step in steps]
+    return [image_grid(in_unit_range(torch.as_tensor(step)), columns) for step in steps]

@@ -5,28 +5,33 @@ from diffusers import ModelMixin, SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
+from denoiser.embeddings import batched_timestep
 from pipelines.classes import Classes
 from pipelines.guidance import Guidance
 
 
-def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
-    """Return the clean image that a prediction means, shaped as both and in the range of the data, not clipped to it.
+def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal: Tensor) -> Tensor:
+    """Return the clean image that a prediction of noise, velocity or image means, not clipped to the range of the data.
 
     Args:
-        scheduler: Gives the noise levels and the prediction type.
-        noisy: As the training saw them: image and noise with powers that sum to one.
-        prediction: What the network says of them.
-        timestep: Training timestep: a scalar, or `(batch,)`.
+        prediction_type: epsilon, v_prediction or sample.
+        noisy: As the training saw them, `(batch, channels, height, width)`: image and noise, their powers sum to one.
+        prediction: What the network says of them, shaped alike.
+        signal: Power of the image in them, alphas_cumprod; it broadcasts.
     """
-    signal = rearrange(scheduler.alphas_cumprod[timestep.long().flatten().cpu()], "batch -> batch 1 1 1")
-    signal = signal.to(noisy.device)
-    match scheduler.config.prediction_type:
+    match prediction_type:
         case "epsilon":
             return (noisy - (1 - signal).sqrt() * prediction) / signal.sqrt()
         case "v_prediction":
             return signal.sqrt() * noisy - (1 - signal).sqrt() * prediction
         case _:
             return prediction
+
+
+def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
+    """Return `clean_image` at a scheduler's training timestep: a scalar, or `(batch,)`."""
+    signal = scheduler.alphas_cumprod[timestep.long().flatten().cpu()].to(noisy.device)
+    return clean_image(scheduler.config.prediction_type, noisy, prediction, rearrange(signal, "batch -> batch 1 1 1"))
 
 
 class Predictor:
@@ -69,25 +74,28 @@ class Predictor:
 
         Args:
             noisy: As the training saw them: image and noise with powers that sum to one.
-            timestep: Training timestep, a scalar.
+            timestep: Training timestep: a scalar, or `(batch,)`, of which an interval of guidance goes by the first.
         """
-        noisy = noisy.to(self.unet.dtype)
+        noisy, timesteps = noisy.to(self.unet.dtype), batched_timestep(timestep, noisy)
         size = self.call_size or len(noisy)
         parts = []
         for start in range(0, len(noisy), size):
             rows = torch.arange(start, start + size, device=noisy.device).clamp(max=len(noisy) - 1)
-            parts.append(self._call(noisy[rows], timestep, None if self.classes is None else self.classes[rows]))
+            parts.append(self._call(noisy[rows], timesteps[rows], None if self.classes is None else self.classes[rows]))
         return torch.cat(parts)[: len(noisy)].float()
 
-    def _call(self, noisy: Tensor, timestep: Tensor, classes: Classes | None) -> Tensor:
+    def _call(self, noisy: Tensor, timesteps: Tensor, classes: Classes | None) -> Tensor:
         """Call the network once, with each image once for each class of a mixture and once more for guidance."""
         if classes is None:
-            return self.unet(noisy, timestep).sample
+            return self.unet(noisy, timesteps).sample
         columns = [*classes.indices.unbind(dim=1)]
-        if guided := self.guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timestep)])):
+        if guided := self.guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timesteps[0])])):
             columns.append(torch.full_like(columns[0], self.unet.null_label))
-        predictions = self.unet(noisy.repeat(len(columns), 1, 1, 1), timestep, class_labels=torch.cat(columns)).sample
-        by_column = predictions.chunk(len(columns))
+        count = len(columns)
+        predictions = self.unet(
+            noisy.repeat(count, 1, 1, 1), timesteps.repeat(count), class_labels=torch.cat(columns)
+        ).sample
+        by_column = predictions.chunk(count)
         conditional = by_column[0]
         if classes.weights.shape[1] > 1:
             parts = zip(rearrange(classes.weights, "batch most -> most batch 1 1 1"), by_column, strict=False)

@@ -62,15 +62,10 @@ def denoised(
             f"sigma is {float(levels.min()):g} to {float(levels.max()):g}; it must be above 0 and up to "
             f"{float(of_training[-1]):g}, the most noise that the network was trained with"
         )
-    timesteps = (of_training.log() - levels.log()[:, None]).abs().argmin(dim=1)
+    timesteps = (of_training.log() - levels.log()[:, None]).abs().argmin(dim=1).to(device)
     scaled = (noisy / rearrange((1 + levels.float() ** 2).sqrt(), "b -> b 1 1 1")).to(device)
-    timesteps, classes = timesteps.to(device), None if labels is None else pipeline.classes.read(labels, len(noisy))
-    images = []
-    for rows in torch.arange(len(noisy)).split(CALL_SIZE):
-        known = {} if classes is None else {"class_labels": classes.indices[rows, 0].to(device)}
-        prediction = pipeline.unet(scaled[rows], timesteps[rows], **known).sample.float()
-        images.append(predicted_image(scheduler, scaled[rows], prediction, timesteps[rows]))
-    return torch.cat(images).clamp(-1, 1)
+    prediction = _predictor(pipeline, len(noisy), labels)(scaled, timesteps)
+    return predicted_image(scheduler, scaled, prediction, timesteps).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -53,6 +53,12 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
         raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
 
 
+def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
+    """Return those of the options that the scheduler's `step` knows."""
+    known = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
 def adds_noise(scheduler: SchedulerMixin) -> bool:
     """Return whether the scheduler adds noise in each step, so that an image is not a function of its first noise."""
     stochastic = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler)
@@ -90,6 +96,4 @@ def _check_prediction_type(scheduler: SchedulerMixin) -> None:
     scheduler.set_timesteps(1)
     timestep, nothing = scheduler.timesteps[0], torch.zeros(1, 1, 1, 1)
     noisy = scheduler.scale_model_input(nothing, timestep)
-    accepted = inspect.signature(scheduler.step).parameters
-    options = {"generator": torch.Generator()} if "generator" in accepted else {}
-    scheduler.step(nothing, timestep, noisy, **options)
+    scheduler.step(nothing, timestep, noisy, **accepted_by_step(scheduler, generator=torch.Generator()))

@@ -116,8 +116,8 @@ def main() -> None:
     if classes is None:
         save_image(image_grid(images, options.columns), output)
     else:
-        names = [pipeline.classes.name(label) for label in classes]
-        save_image(named_grid(images, names, options.columns), output)
+        reader = pipeline.classes
+        save_image(named_grid(images, [reader.name(label) for label in classes], options.columns), output)
     if options.images_dir:
         save_images(images, options.images_dir)
         written["images"] = options.images_dir

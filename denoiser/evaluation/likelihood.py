@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from denoiser.checks import check_positive
 from denoiser.data import ImageSet
 from denoiser.randomness import LIKELIHOOD, seeded_generator
+from pipelines.predictor import clean_image
 
 BIN = 2 / 255  # width of a grey level in [-1, 1]
 BATCH_SIZE = 100  # images whose noise is drawn together: a fact of the figure, not a setting
@@ -159,14 +160,7 @@ class _Schedule:
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
         """Return the clean image that a prediction of noise, velocity or image means."""
-        alpha = _column(self.alphas_cumprod[timesteps])
-        match self.prediction_type:
-            case "epsilon":
-                return (noisy - (1 - alpha).sqrt() * prediction) / alpha.sqrt()
-            case "v_prediction":
-                return alpha.sqrt() * noisy - (1 - alpha).sqrt() * prediction
-            case _:
-                return prediction
+        return clean_image(self.prediction_type, noisy, prediction, _column(self.alphas_cumprod[timesteps]))
 
     def prior_term(self, clean: Tensor) -> Tensor:
         """Return the KL divergence of q(x_T | x_0) from the standard normal, in nats, shaped as the images."""
