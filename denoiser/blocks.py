@@ -39,8 +39,6 @@ def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
     """Return a convolution that keeps height and width; the kernel's size is odd."""
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"the kernel size is {kernel_size}; it must be odd")
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
 
@@ -77,6 +75,8 @@ class ResidualBlock(nn.Module):
         self.conv1 = convolution(in_channels, out_channels)
         self.modulation = nn.Linear(embedding_channels, 2 * out_channels)
         self.norm2 = group_norm(out_channels, group_size)
+        if second_kernel_size < 1 or second_kernel_size % 2 == 0:
+            raise ValueError(f"second_kernel_size is {second_kernel_size}; it must be odd, such as 1 or 3")
         self.conv2 = zero_init(convolution(out_channels, out_channels, second_kernel_size))
         self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)

@@ -83,7 +83,8 @@ class UNet(ModelMixin, ConfigMixin):
         embedding_channels: Channels of the time and label embedding; four times the first width if None.
 
     Raises:
-        ValueError: If a count is not positive or a size is not divisible as said above.
+        ValueError: If a count is not positive, a share or a kernel is out of range, or a size is not divisible as said
+            above.
     """
 
     _supports_gradient_checkpointing = True

@@ -1,8 +1,10 @@
 """One training of a race, in a process of its own: it trains when it is told to, and is judged at the end."""
 
+import os
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from denoiser.benchmark.entries import Entry, digest, fingerprint
 from denoiser.cli import run
@@ -28,7 +30,9 @@ def contend(connection: Connection, entry: Entry, seconds: float, seed: int, fol
         seed: Of the first weights and of all draws.
         folder: Where the pipeline shall be.
     """
-    with suppress(EOFError):  # the race is gone, and nobody waits for an answer
+    # the race may be gone, when nobody waits for an answer; and code compiled earlier would be no cost of this training
+    with suppress(EOFError), TemporaryDirectory() as compiled:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
         run(lambda: _take_turns(connection, entry, seconds, seed, folder))
 
 

@@ -100,6 +100,8 @@ def read_field(path: Path, data_root: str | None = None) -> Field:
     if baseline not in entries:
         raise ValueError(f"{path}: the baseline '{baseline}' is none of {', '.join(entries)}")
     for entry in entries.values():
+        if not all(0 <= power <= 1 for power in entry.ema_powers):
+            raise ValueError(f"{path}: the ema_powers of '{entry.name}' are {entry.ema_powers}; each is from 0 to 1")
         if not entry.seconds or min(entry.seconds) <= 0:
             raise ValueError(f"{path}: the seconds of '{entry.name}' are {entry.seconds}; give numbers above 0")
     return Field(entries, baseline)

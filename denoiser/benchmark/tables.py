@@ -41,7 +41,9 @@ def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
         rows.append(row)
         for other in result["other_averages"]:
             name = f"{row['name']}, average of power {other['ema_power']:g}"
-            rows.append({**row, "name": name, **{figure: other[figure] for figure in JUDGED}})
+            arguments = f"{row['arguments']} --training.ema_power {other['ema_power']:g}"
+            judged = {figure: other[figure] for figure in JUDGED}
+            rows.append({**row, "name": name, "arguments": arguments, **judged})
     return rows
 
 

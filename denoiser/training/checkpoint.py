@@ -118,8 +118,13 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE_FILE).read_text())
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
-    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
-        raise _damaged(path, KeyError(f"{STATE_FILE} lacks some of {', '.join(sorted(STATE_KEYS))}"))
+    if not isinstance(state, dict) or not state:
+        raise _damaged(path, TypeError(f"{STATE_FILE} is empty"))
+    if missing := STATE_KEYS - state.keys():
+        raise ValueError(
+            f"{path / STATE_FILE} lacks {', '.join(sorted(missing))}: another version of this package wrote it; "
+            "go on with that, or start anew in another output_dir"
+        )
     if not all(isinstance(state[name], dict) for name in ("progress", *BOUND_TO)):
         raise _damaged(path, TypeError(f"{STATE_FILE} has values of another kind"))
     return state

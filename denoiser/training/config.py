@@ -47,7 +47,7 @@ class TrainingConfig:
         channels_last: Whether the channels are innermost in memory, which mixed precision is faster with.
         compile: Whether the network is compiled (`torch.compile`), which takes a minute or two at the start.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
-        seed: Of the data order, the noise, the timesteps and the label dropout.
+        seed: Of the data order, the noise, the timesteps, the label dropout and the network's own dropout.
         log_every: Steps between lines of metrics.
         sample_every: Steps between grids of samples.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
@@ -104,7 +104,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        if (levels := self.log_normal_levels) and not (math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
+        levels = self.log_normal_levels
+        if levels is not None and not (len(levels) == 2 and math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
             raise ValueError(f"log_normal_levels are {levels}; give a finite mean and a deviation above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")

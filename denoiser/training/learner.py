@@ -25,6 +25,9 @@ from pipelines import DenoisingPipeline
 class Learner:
     """Takes training steps.
 
+    Networks draw their dropout from PyTorch's global generator, so each pass seeds that. All other draws are the same
+    however many processes and passes share a batch; dropout's are each pass's own.
+
     Args:
         training: How the network is trained.
         model: Backbone with `UNet2DModel`'s call contract; it is trained in place.

@@ -9,7 +9,7 @@ MIN_SNR_GAMMA = 5.0
 
 def signal_to_noise(scheduler: DDPMScheduler) -> Tensor:
     """Return the ratio of the powers of image and noise at each timestep, `(num_train_timesteps,)` in float64."""
-    signal = scheduler.alphas_cumprod.double()
+    signal = scheduler.alphas_cumprod.cpu().double()  # not every device has float64
     return signal / (1 - signal)
 
 
@@ -25,17 +25,24 @@ def loss_weights(scheduler: DDPMScheduler, weighting: str) -> Tensor:
       there min(SNR, gamma) for the error of the image).
 
     Raises:
-        ValueError: If the weighting or the scheduler's prediction type is unknown.
+        ValueError: If the weighting or the scheduler's prediction type is unknown, or a timestep without noise would
+            have an infinite weight.
     """
-    snr, prediction_type = signal_to_noise(scheduler), scheduler.config.prediction_type
     if weighting == "prediction":
-        return torch.ones(len(snr))
-    to_noise = {"epsilon": torch.ones_like(snr), "v_prediction": snr / (snr + 1), "sample": snr}
+        return torch.ones(len(scheduler.alphas_cumprod))
+    snr, prediction_type = signal_to_noise(scheduler), scheduler.config.prediction_type
+    to_noise = {"epsilon": torch.ones_like(snr), "v_prediction": 1 - 1 / (1 + snr), "sample": snr}
     by_weighting = {"noise": torch.ones_like(snr), "min_snr": (MIN_SNR_GAMMA / snr).clamp(max=1)}
     for known, name in ((by_weighting, weighting), (to_noise, prediction_type)):
         if name not in known:
             raise ValueError(f"'{name}' is none of {', '.join(known)}")
-    return (to_noise[prediction_type] * by_weighting[weighting]).float()
+    weights = to_noise[prediction_type] * by_weighting[weighting]
+    if not weights.isfinite().all():
+        raise ValueError(
+            f"loss_weighting {weighting}: the schedule has a timestep without noise, where the error of the image says "
+            "nothing of the noise; use loss_weighting prediction, or betas above 0"
+        )
+    return weights.float()
 
 
 def timestep_table(scheduler: DDPMScheduler, log_normal: tuple[float, float] | None) -> Tensor:
@@ -50,10 +57,10 @@ def timestep_table(scheduler: DDPMScheduler, log_normal: tuple[float, float] | N
     Returns:
         `(num_train_timesteps,)` timesteps in ascending order.
     """
-    log_sigma = -signal_to_noise(scheduler).log() / 2
-    count = len(log_sigma)
+    count = len(scheduler.alphas_cumprod)
     if log_normal is None:
         return torch.arange(count)
+    log_sigma = -signal_to_noise(scheduler).log() / 2
     mean, deviation = log_normal
     quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     levels = mean + deviation * torch.special.ndtri(quantiles)

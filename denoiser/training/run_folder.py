@@ -39,7 +39,7 @@ class RunFolder:
         Raises:
             FileExistsError: If the folder holds another run, or a later part of this one.
             FileNotFoundError: If the checkpoint to resume from is none.
-            ValueError: If the checkpoint is of another network or noise schedule, or damaged.
+            ValueError: If the checkpoint is of another network, noise schedule or optimizer, or damaged.
             OSError: If the folder cannot be written.
         """
         checkpoint = find_checkpoint(resume, self.checkpoints) if resume else None

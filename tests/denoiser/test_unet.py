@@ -65,7 +65,7 @@ def test_groups_of_the_default_norms_have_at_least_16_channels():
         ({"layers_per_block": (1, 0, 2)}, "layers_per_block is 0"),
         ({"layers_per_block": (1, 2)}, r"layers_per_block is \(1, 2\); give one number, or 3, one a level"),
         ({"layers_per_block": 1.5}, "layers_per_block is 1.5; it must be a whole number"),
-        ({"second_kernel_size": 2}, "the kernel size is 2; it must be odd"),
+        ({"second_kernel_size": 2}, "second_kernel_size is 2; it must be odd"),
         ({"dropout": 1.5}, "dropout probability has to be between 0 and 1, but got 1.5"),
         ({"middle_blocks": -1}, "middle_blocks is -1; it must be a whole number of at least 0"),
         ({"patch_size": 2, "sample_size": 20}, "20 is not divisible by 8.*16 or 24"),

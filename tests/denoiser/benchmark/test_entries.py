@@ -35,6 +35,7 @@ def test_every_entry_of_the_shipped_files_can_be_built(path):
         ("baseline: wide", "baseline: other", "the baseline 'other' is none of wide, narrow"),
         ("seconds: [1, 2]", "seconds: [0]", r"the seconds of 'wide' are \(0.0,\); give numbers above 0"),
         ("seconds: [1, 2]", "seconds: []", r"the seconds of 'wide' are \(\)"),
+        ("ema_powers: [0.2]", "ema_powers: [1.5]", r"the ema_powers of '\w+' are \(1.5,\); each is from 0 to 1"),
         ("seconds: [1]", "", "cannot be read .*'seconds'"),
         ("seconds: [1]", "seconds: [soon]", "cannot be read .*soon"),
         ("entries:", "entries: [", "cannot be read"),

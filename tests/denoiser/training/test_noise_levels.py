@@ -51,6 +51,19 @@ def test_unknown_names_are_refused():
         loss_weights(DDPMScheduler(prediction_type="score"), "noise")
 
 
+@pytest.mark.parametrize("weighting", ["noise", "min_snr"])
+def test_a_timestep_without_noise_has_a_finite_weight_or_is_refused(weighting):
+    betas = [0.0, *[0.01] * 9]
+    schedulers = {name: DDPMScheduler(10, trained_betas=betas, prediction_type=name) for name in PREDICTION_TYPES}
+    assert loss_weights(schedulers["epsilon"], weighting)[0] == (weighting == "noise")
+    assert loss_weights(schedulers["v_prediction"], weighting)[0] == (weighting == "noise")
+    with pytest.raises(
+        ValueError, match=f"loss_weighting {weighting}: .* without noise.*; use loss_weighting prediction"
+    ):
+        loss_weights(schedulers["sample"], weighting)
+    assert (loss_weights(schedulers["sample"], "prediction") == 1).all()
+
+
 def test_uniform_timesteps_stay_as_they_are(scheduler):
     assert torch.equal(timestep_table(scheduler, None), torch.arange(1000))
 

@@ -1,8 +1,11 @@
+import sys
+
 import pytest
+from torch import nn
 
 from denoiser.training import TrainingConfig
 from denoiser.training.optimizers import make_optimizer
-from tests.conftest import tiny_unet
+from tests.conftest import tiny_basic_unet, tiny_unet
 
 
 def test_muon_has_the_convolutions_between_the_first_and_the_last():
@@ -20,6 +23,23 @@ def test_muon_has_the_convolutions_between_the_first_and_the_last():
         "encoder.0.blocks.0.residual.norm1.weight",
     } <= rest
     assert {group["lr"] for group in optimizer.param_groups} == {0.5}
+
+
+def test_muon_leaves_transposed_convolutions_alone():
+    model = tiny_basic_unet()
+    optimizer = make_optimizer(TrainingConfig(max_steps=1, optimizer="muon"), model)
+    taken = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+    transposed = [module for module in model.modules() if isinstance(module, nn.ConvTranspose2d)]
+    assert transposed
+    assert not any(id(module.weight) in taken for module in transposed)
+
+
+def test_an_unknown_optimizer_and_a_missing_package_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="optimizer is 'lion'; it is one of adamw, muon, soap"):
+        make_optimizer(TrainingConfig(max_steps=1, optimizer="lion"), tiny_unet())
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ValueError, match=r"optimizer muon: .*pytorch_optimizer.*; pip install 'denoiser\[bench\]'"):
+        make_optimizer(TrainingConfig(max_steps=1, optimizer="muon"), tiny_unet())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "soap"])
