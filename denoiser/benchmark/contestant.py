@@ -4,7 +4,6 @@ import os
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from denoiser.benchmark.entries import Entry, digest, fingerprint
 from denoiser.cli import run
@@ -17,7 +16,7 @@ from denoiser.training.trainer import start_accelerator
 from pipelines import make_scheduler
 
 
-def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
+def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path, compiled: Path) -> None:
     """Train an entry and leave its pipeline.
 
     Says what it is about to train, as a digest. Then trains whenever it is sent the second to train up to, and answers
@@ -29,10 +28,10 @@ def contend(connection: Connection, entry: Entry, seconds: float, seed: int, fol
         seconds: For how long in all.
         seed: Of the first weights and of all draws.
         folder: Where the pipeline shall be.
+        compiled: Where compiled code may be: a place of its own, for what was compiled earlier would cost it nothing.
     """
-    # the race may be gone, when nobody waits for an answer; and code compiled earlier would be no cost of this training
-    with suppress(EOFError), TemporaryDirectory() as compiled:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled)
+    with suppress(EOFError):  # the race is gone, and nobody waits for an answer
         run(lambda: _take_turns(connection, entry, seconds, seed, folder))
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from denoiser.benchmark.contestant import contend
@@ -106,10 +107,12 @@ def _now() -> str:
 def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connection]]:
     context = multiprocessing.get_context("spawn")  # a fork would share what the threads of this process hold
     processes, connections = [], {}
+    scratch = TemporaryDirectory()
     try:
         for training in trainings:
             connections[training.folder], theirs = context.Pipe()
-            arguments = (theirs, training.entry, training.seconds, training.seed, training.folder / PIPELINE)
+            folder, compiled = training.folder / PIPELINE, Path(scratch.name, training.folder.name)
+            arguments = (theirs, training.entry, training.seconds, training.seed, folder, compiled)
             process = context.Process(target=contend, args=arguments, daemon=True)
             with _interrupts_ignored():
                 process.start()
@@ -123,6 +126,7 @@ def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connectio
     finally:
         for process in processes:
             process.join()
+        scratch.cleanup()
 
 
 @contextmanager

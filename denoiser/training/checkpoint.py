@@ -119,7 +119,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:
-        raise _damaged(path, TypeError(f"{STATE_FILE} is empty"))
+        raise _damaged(path, TypeError(f"{STATE_FILE} holds no settings"))
     if missing := STATE_KEYS - state.keys():
         raise ValueError(
             f"{path / STATE_FILE} lacks {', '.join(sorted(missing))}: another version of this package wrote it; "

@@ -31,7 +31,8 @@ def loss_weights(scheduler: DDPMScheduler, weighting: str) -> Tensor:
     if weighting == "prediction":
         return torch.ones(len(scheduler.alphas_cumprod))
     snr, prediction_type = signal_to_noise(scheduler), scheduler.config.prediction_type
-    to_noise = {"epsilon": torch.ones_like(snr), "v_prediction": 1 - 1 / (1 + snr), "sample": snr}
+    signal = 1 - 1 / (1 + snr)  # so it is 1 where the ratio is infinite
+    to_noise = {"epsilon": torch.ones_like(snr), "v_prediction": signal, "sample": snr}
     by_weighting = {"noise": torch.ones_like(snr), "min_snr": (MIN_SNR_GAMMA / snr).clamp(max=1)}
     for known, name in ((by_weighting, weighting), (to_noise, prediction_type)):
         if name not in known:

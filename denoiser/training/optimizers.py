@@ -8,6 +8,8 @@ from torch.optim import AdamW, Optimizer
 
 from denoiser.training.config import TrainingConfig
 
+OPTIMIZERS = ("adamw", "muon", "soap")
+
 
 def make_optimizer(training: TrainingConfig, model: ModelMixin) -> Optimizer:
     """Return the optimizer of all the weights.
@@ -25,8 +27,8 @@ def make_optimizer(training: TrainingConfig, model: ModelMixin) -> Optimizer:
         "betas": training.adam_betas,
         "weight_decay": training.weight_decay,
     }
-    if training.optimizer not in ("adamw", "muon", "soap"):
-        raise ValueError(f"optimizer is '{training.optimizer}'; it is one of adamw, muon, soap")
+    if training.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is '{training.optimizer}'; it is one of {', '.join(OPTIMIZERS)}")
     if training.optimizer == "adamw":
         return AdamW(model.parameters(), fused=True, **settings)
     try:

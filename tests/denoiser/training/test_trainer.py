@@ -155,12 +155,18 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_train
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"mixed_precision": "bf16"}, {"optimizer": "muon"}, {"optimizer": "soap"}, {"dropout": 0.3}],
+    ("dropout", "options"),
+    [
+        (0.0, {}),
+        (0.0, {"mixed_precision": "bf16"}),
+        (0.0, {"optimizer": "muon"}),
+        (0.0, {"optimizer": "soap"}),
+        (0.0, {"log_normal_levels": (0.0, 1.0)}),
+        (0.3, {}),
+    ],
 )
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, options):
-    dropout = options.get("dropout", 0.0)
-    options = {"checkpoint_every": 4, **{name: value for name, value in options.items() if name != "dropout"}}
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, dropout, options):
+    options = {"checkpoint_every": 4, **options}
     whole = make_trainer("whole", tiny_unet(dropout=dropout), **options)
     whole.train()
     another_process()
