@@ -7,6 +7,7 @@ from denoiser.checks import check_seed
 
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
 DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION, HELD_OUT, LIKELIHOOD, NETWORK, LOOKING = range(10)
+RESTORATION, DISTILLATION = range(10, 12)
 
 
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:

@@ -12,19 +12,23 @@ from pipelines.images import (
     stages_picture,
 )
 from pipelines.looking import interpolated, noising_stages, slerp
+from pipelines.pretrained import PRETRAINED, find_pipeline, load_pretrained
 from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 
 __all__ = [
+    "PRETRAINED",
     "SCHEDULERS",
     "DenoisingPipeline",
     "Guidance",
     "SamplingConfig",
     "check_sampling",
     "draw_samples",
+    "find_pipeline",
     "image_grid",
     "interpolated",
     "load_pipeline",
+    "load_pretrained",
     "make_scheduler",
     "named_grid",
     "noising_stages",

@@ -15,6 +15,8 @@ from torchvision.utils import make_grid
 from denoiser.checks import check_positive
 from denoiser.files import atomic_path, check_writable
 
+PICTURES = (".png", ".jpg", ".webp")  # suffixes that say what is written
+
 
 def in_unit_range(images: Tensor) -> Tensor:
     """Return images in [-1, 1], as networks see them, in [0, 1], cut off outside of it."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import LCMScheduler, ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive, check_seed
@@ -21,7 +22,8 @@ class SamplingConfig:
     Attributes:
         num_images: Images to draw.
         steps: Steps of the scheduler.
-        scheduler: Its name: ddpm, ddim, dpmsolver++, sde-dpmsolver++, unipc, deis, euler, euler-ancestral or heun.
+        scheduler: Its name: ddpm, ddim, dpmsolver++, sde-dpmsolver++, unipc, deis, euler, euler-ancestral, heun or
+            lcm.
         guidance_scale: Classifier-free guidance for images with labels; 1 is none.
         guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
         guidance_interval: Lowest and highest noise level sigma at which guidance acts; None is everywhere.
@@ -30,7 +32,7 @@ class SamplingConfig:
         batch_size: Images that are drawn at once; it changes none of them.
     """
 
-    num_images: int = 64
+    num_images: int = 100
     steps: int = 20
     scheduler: str = "sde-dpmsolver++"
     guidance_scale: float = 1.0
@@ -45,6 +47,13 @@ class SamplingConfig:
         check_scheduler_name(self.scheduler)
         check_seed(self.seed)
         Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
+
+
+def own_sampler(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return the sampler and steps for a network that comes with this scheduler: LCM's comes with a distilled one."""
+    if isinstance(scheduler, LCMScheduler):
+        return {"scheduler": "lcm", "steps": 4}
+    return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 
 
 def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: SchedulerMixin) -> None:

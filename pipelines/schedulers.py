@@ -12,6 +12,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
@@ -37,6 +38,7 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {}),
     "euler-ancestral": (EulerAncestralDiscreteScheduler, {}),
     "heun": (HeunDiscreteScheduler, {}),
+    "lcm": (LCMScheduler, {"clip_sample": True}),  # consistency sampling, for what scripts/distill.py makes
 }
 
 
@@ -61,7 +63,7 @@ def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any
 
 def adds_noise(scheduler: SchedulerMixin) -> bool:
     """Return whether the scheduler adds noise in each step, so that an image is not a function of its first noise."""
-    stochastic = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler)
+    stochastic = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler | LCMScheduler)
     return stochastic or scheduler.config.get("algorithm_type", "").startswith("sde")
 
 
@@ -75,6 +77,8 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
+    if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
+        options = {**options, "original_inference_steps": config["num_train_timesteps"]}
     try:
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
         _check_prediction_type(scheduler_class.from_config(scheduler.config))

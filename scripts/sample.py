@@ -1,9 +1,8 @@
-"""Draw images from a trained pipeline: python scripts/sample.py --pipeline runs/fashion_mnist/pipeline."""
+"""Draw images from a trained pipeline: python scripts/sample.py, or one of yours with --pipeline runs/…/pipeline."""
 
 import sys
 from collections import defaultdict
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from denoiser.training.device import in_best_layout
 from pipelines import (
     SamplingConfig,
     draw_samples,
+    find_pipeline,
     image_grid,
     interpolated,
-    load_pipeline,
     make_scheduler,
     named_grid,
     noising_stages,
@@ -28,22 +27,22 @@ from pipelines import (
     save_images,
     stages_picture,
 )
-from pipelines.images import check_new_folder, check_picture_path, denoising_frames
-from pipelines.sampling import image_labels, parse_labels, parse_seeds
-
-PICTURES = (".png", ".jpg", ".webp")
+from pipelines.images import PICTURES, check_new_folder, check_picture_path, denoising_frames
+from pipelines.sampling import image_labels, own_sampler, parse_labels, parse_seeds
 
 
 def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_argument("--pipeline", type=str, required=True, help="folder of a saved pipeline")
-    parser.add_class_arguments(SamplingConfig)
+    parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or student")
+    parser.add_class_arguments(SamplingConfig, skip={"scheduler", "steps"})
+    parser.add_argument("--scheduler", type=str | None, help="ddpm, ddim, … (default: what the pipeline is made for)")
+    parser.add_argument("--steps", type=int | None, help="steps of the scheduler (default: likewise)")
     parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
     parser.add_argument("--interpolate", action="store_true", help="the images between two seeds, such as --seeds 3,17")
-    parser.add_argument("--output", type=str | None, help="PNG of the grid (default: samples.png beside the pipeline)")
+    parser.add_argument("--output", type=str, default="samples.png", help="PNG of the grid")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
     parser.add_argument("--names", action="store_true", help="write the classes' names into the grid")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG an image")
@@ -53,9 +52,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def check_targets(options: Any, output: str | Path) -> None:
+def check_targets(options: Any) -> None:
     """Raise `ValueError` or `OSError` if a picture cannot be written."""
-    check_picture_path(output, *PICTURES)
+    check_picture_path(options.output, *PICTURES)
     for path, suffixes in ((options.gif, (".gif",)), (options.predictions, PICTURES), (options.noising, PICTURES)):
         if path:
             check_picture_path(path, *suffixes)
@@ -95,13 +94,13 @@ def main() -> None:
     """Draw images and write what was asked for."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    config = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
-    output = options.output or Path(options.pipeline).parent / "samples.png"
-    check_targets(options, output)
+    check_targets(options)
     labels = parse_labels(options.labels)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
-    pipeline = load_pipeline(options.pipeline).to(PartialState().device)
+    pipeline = find_pipeline(options.pipeline).to(PartialState().device)
     trained_with = pipeline.scheduler
+    given = {field.name: options[field.name] for field in fields(SamplingConfig)}
+    config = SamplingConfig(**own_sampler(trained_with) | {name: it for name, it in given.items() if it is not None})
     pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
     in_best_layout(pipeline.unet)
 
@@ -111,13 +110,13 @@ def main() -> None:
     else:
         images = draw_samples(pipeline, config, labels, callback_on_step_end=film, seeds=seeds)
 
-    written = {"grid": output}
+    written = {"grid": options.output}
     classes = image_labels(pipeline, labels, len(images)) if options.names else None
     if classes is None:
-        save_image(image_grid(images, options.columns), output)
+        save_image(image_grid(images, options.columns), options.output)
     else:
         reader = pipeline.classes
-        save_image(named_grid(images, [reader.name(label) for label in classes], options.columns), output)
+        save_image(named_grid(images, [reader.name(label) for label in classes], options.columns), options.output)
     if options.images_dir:
         save_images(images, options.images_dir)
         written["images"] = options.images_dir

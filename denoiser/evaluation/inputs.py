@@ -1,4 +1,4 @@
-"""Images that somebody else drew, from a folder of PNG files or an `.npz` file."""
+"""Images that somebody else made, from PNG files or an `.npz` file."""
 
 import zipfile
 import zlib
@@ -15,16 +15,17 @@ FEWEST_OF_A_CLASS = 100
 LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
 
 
-def load_images(path: Path) -> tuple[Tensor, Tensor | None]:
+def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[Tensor, Tensor | None]:
     """Read images and, if the file has them, the labels asked for.
 
     Args:
-        path: A folder of PNG files, read in the order of their names, or an `.npz` file with "images" (or one array of
-            any name) and maybe "labels". The array is `(count, 16, 16)`, or with an axis of one channel second or last;
-            uint8 from 0 to 255, or floating from 0 to 1.
+        path: A PNG file, a folder of them, read in the order of their names, or an `.npz` file with "images" (or one
+            array of any name) and maybe "labels". The array is `(count, height, width)`, or with an axis of channels
+            second or last; uint8 from 0 to 255, or floating from 0 to 1.
+        shape: Channels, 1 or 3, height and width that the images must have.
 
     Returns:
-        uint8 `(count, 1, 16, 16)`, and int64 `(count,)` or None.
+        uint8 `(count, channels, height, width)`, and int64 `(count,)` or None.
 
     Raises:
         FileNotFoundError: If there is no such folder or file, or no PNG in the folder.
@@ -34,25 +35,29 @@ def load_images(path: Path) -> tuple[Tensor, Tensor | None]:
         files = sorted(path.glob("*.png"))
         if not files:
             raise FileNotFoundError(f"{path} has no PNG files")
-        return torch.stack([_read_png(file) for file in files]), None
+        return torch.stack([_read_png(file, shape) for file in files]), None
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is neither a folder of PNG files nor an .npz file")
+        raise FileNotFoundError(f"{path} is neither a PNG file or a folder of them, nor an .npz file")
+    if path.suffix.lower() == ".png":
+        return _read_png(path, shape)[None], None
     arrays = _read_npz(path)
     labels = arrays.pop("labels", None)
     if "images" not in arrays and len(arrays) != 1:
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images'")
-    images = _as_images(arrays.get("images", next(iter(arrays.values()))), path)
+    images = _as_images(arrays.get("images", next(iter(arrays.values()))), path, shape)
     return images, None if labels is None else _as_labels(labels, len(images), path)
 
 
-def _read_png(path: Path) -> Tensor:
+def _read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if image.size != IMAGE_SHAPE[1:] or image.mode != "L":  # before decoding it
+            if image.size != (width, height) or image.mode != mode:  # before decoding it
                 raise ValueError(
-                    f"{path} is {image.size[0]}x{image.size[1]} {image.mode}; the judge sees 16x16 grey (L)"
+                    f"{path} is {image.size[0]}x{image.size[1]} {image.mode}; it must be {width}x{height} {mode}"
                 )
-            return torch.from_numpy(np.array(image))[None]
+            return torch.from_numpy(np.array(image)).reshape(height, width, channels).movedim(-1, 0)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a PNG: {error}") from error
 
@@ -72,14 +77,14 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
 
 
-def _as_images(array: np.ndarray, path: Path) -> Tensor:
-    channels, *size = IMAGE_SHAPE
+def _as_images(array: np.ndarray, path: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, *size = shape
     if array.shape[1:] == (*size, channels):
         array = np.moveaxis(array, -1, 1)
-    elif array.shape[1:] == tuple(size):
+    elif channels == 1 and array.shape[1:] == tuple(size):
         array = array[:, None]
-    if array.shape[1:] != IMAGE_SHAPE:
-        raise ValueError(f"{path} has images of shape {array.shape[1:]}; the judge sees 16x16 grey")
+    if array.shape[1:] != shape:
+        raise ValueError(f"{path} has images of shape {array.shape[1:]}; it must be {shape} (channels, height, width)")
     if array.dtype == np.uint8:
         return torch.from_numpy(array.copy())
     if not np.issubdtype(array.dtype, np.floating):

@@ -31,7 +31,7 @@ GOOD = np.zeros((20, 16, 16), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((20, 28, 28), np.uint8)}, r"images of shape \(28, 28\); the judge sees 16x16 grey"),
+        ({"images": np.zeros((20, 28, 28), np.uint8)}, r"images of shape \(28, 28\); it must be \(1, 16, 16\)"),
         ({"images": np.zeros((20, 3, 16, 16), np.uint8)}, r"images of shape \(3, 16, 16\)"),
         ({"images": GOOD.astype(np.int64)}, "int64 images; give uint8 from 0 to 255"),
         ({"images": GOOD - 1.0}, "values from -1 to -1; floating images go from 0 to 1"),
@@ -53,12 +53,12 @@ def test_arrays_that_are_not_images_are_refused(tmp_path, arrays, message):
 
 
 def test_files_that_are_not_images_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a folder of PNG files nor an .npz file"):
+    with pytest.raises(FileNotFoundError, match="neither a PNG file or a folder of them, nor an .npz file"):
         load_images(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="has no PNG files"):
         load_images(tmp_path)
     save_images(torch.zeros(1, 3, 16, 16), tmp_path / "colour")
-    with pytest.raises(ValueError, match="16x16 RGB; the judge sees 16x16 grey"):
+    with pytest.raises(ValueError, match="16x16 RGB; it must be 16x16 L"):
         load_images(tmp_path / "colour")
     (tmp_path / "0.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match="0.png cannot be read as a PNG"):
