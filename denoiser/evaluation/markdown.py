@@ -59,15 +59,11 @@ def distances(report: Report) -> str:
 def render_probe(figures: dict[str, float]) -> str:
     """Return the table of the evaluation that training itself makes."""
     count = int(figures["evaluation_images"])
-    held_out = [
-        [f"quarter {quarter} of the timesteps", number(figures[f"held_out_loss_quarter_{quarter}"]), ""]
-        for quarter in range(1, 5)
-        if f"held_out_loss_quarter_{quarter}" in figures
-    ]
-    rows = [
-        ["held-out loss, test split", number(figures["held_out_loss"]), ""],
-        *held_out,
-    ]
+    losses = {
+        "held_out_loss": "held-out loss, test split",
+        **{f"held_out_loss_quarter_{quarter}": f"quarter {quarter} of the timesteps" for quarter in range(1, 5)},
+    }
+    rows = [[name, number(figures[key]), ""] for key, name in losses.items() if key in figures]
     if "frechet" in figures:
         distance, floor = number(figures["frechet"]), number(figures["frechet_floor"])
         rows.insert(0, [f"Fréchet distance of {count:,} images, judge's features, train split", distance, floor])

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from denoiser.checks import pair
 from denoiser.data import ImageSet
@@ -38,10 +38,15 @@ class Learner:
     Attributes:
         step: Optimizer steps taken.
         window: Figures of the steps since it was last set anew.
+        optimizers: All that the steps are taken with, the model's first.
+        own_scheduler: What the pipeline of the trained network is saved with.
+        denoises: Whether the network learns to denoise at every noise level, so that a loss on held-out images tells.
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the optimizer is missing.
     """
+
+    denoises = True
 
     def __init__(
         self,
@@ -65,7 +70,9 @@ class Learner:
             model.enable_gradient_checkpointing()
         self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
         self.loss_weights = loss_weights(scheduler, training.loss_weighting).to(accelerator.device)
-        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(training, model))
+        self.model, optimizer = accelerator.prepare(model, make_optimizer(training, model))
+        self.optimizers = [optimizer]
+        self.own_scheduler: SchedulerMixin = scheduler
         self.ema = self.new_average(training.ema_power)
         self.step = 0
         self.window = self.new_window()
@@ -91,41 +98,51 @@ class Learner:
         Raises:
             FloatingPointError: If the loss or the gradient is not finite.
         """
-        training, window = self.training, self.window
-        rate = learning_rate(training.learning_rate, training.warmup_steps, self.step, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        with window.timed("step"):
-            with window.timed("data"):
-                draws = self._draw()
+        rate = learning_rate(self.training.learning_rate, self.training.warmup_steps, self.step, progress)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        with self.window.timed("step"):
             self.model.train()
-            losses = [self._backward(draws, micro) for micro in range(training.gradient_accumulation_steps)]
+            loss = self._learn().item()
             self.ema.step(self.raw_model.parameters())
-            loss = torch.stack(losses).mean().item()
-        window.count_step(len(draws.indices))
+        self.window.count_step(self._global_batch_size)
         self.step += 1
         return loss
 
-    def pipeline(self, scheduler: SchedulerMixin, ema: EMAModel | None = None) -> DenoisingPipeline:
-        """Return the pipeline of the averaged weights that draws with `scheduler`, its progress bar off.
+    def pipeline(self, scheduler: SchedulerMixin | None = None, ema: EMAModel | None = None) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights, its progress bar off.
 
         Args:
-            scheduler: What to draw with.
+            scheduler: What to draw with, in the place of what it is saved with.
             ema: Another average than the learner's own.
         """
         names = None if self.num_classes is None else self.images.class_names
         model = averaged_model(self.raw_model, ema or self.ema, self.scheduler, self.images)
-        pipeline = DenoisingPipeline(model, scheduler, names)
+        pipeline = DenoisingPipeline(model, scheduler or self.own_scheduler, names)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    @property
+    def _global_batch_size(self) -> int:
+        """Images in a step: of all processes and all accumulated passes."""
+        training = self.training
+        return training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps
+
+    def _learn(self) -> Tensor:
+        """Change the weights once; returns this process's loss."""
+        with self.window.timed("data"):
+            draws = self._draw()
+        losses = [self._backward(draws, micro) for micro in range(self.training.gradient_accumulation_steps)]
+        return torch.stack(losses).mean()
+
     def _draw(self) -> Draws:
-        """Draw for the global batch: all processes, all accumulated passes."""
+        """Draw for the global batch."""
         training = self.training
         return draw(
             seed=training.seed,
             step=self.step,
-            batch_size=training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps,
+            batch_size=self._global_batch_size,
             image_shape=self.image_shape,
             num_images=len(self.images),
             num_timesteps=self.scheduler.config.num_train_timesteps,
@@ -139,26 +156,39 @@ class Learner:
             start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
             part = draws.part(start, length).to(accelerator.device)
             timesteps = self.timestep_table[part.timesteps]
-            images, labels = self.images.batch(part.indices)
-            class_labels = None
-            if self.num_classes is not None:
-                class_labels = drop_labels(labels, self.num_classes, part.label_dropped)
-        # a network's own draws, such as dropout, come from PyTorch's global generator
-        torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
+            images, class_labels = self._batch(part)
+        self._seed_network(start)
         with accelerator.accumulate(self.model):
             losses = denoising_loss(self.model, self.scheduler, images, part.noise, timesteps, class_labels)
-            weighted = losses * self.loss_weights[timesteps]
-            accelerator.backward(weighted.mean())
-            self._check_finite("loss", weighted.detach())
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.training.max_grad_norm)
-                if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
-                    self._check_finite("gradient", norm)
+            norm = self._step(self.model, self.optimizers[0], (losses * self.loss_weights[timesteps]).mean())
+            if norm is not None:
                 self.window.gradient_norms.append(norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
         self.window.count(losses.detach(), timesteps)
         return losses.detach().mean()
+
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor | None:
+        """Pass a loss backward and, when all of the batch has been, step; returns the gradient's norm then."""
+        accelerator, norm = self.accelerator, None
+        accelerator.backward(loss)
+        self._check_finite("loss", loss.detach())
+        if accelerator.sync_gradients:
+            norm = accelerator.clip_grad_norm_(model.parameters(), self.training.max_grad_norm)
+            if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
+                self._check_finite("gradient", norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    def _batch(self, part: Draws) -> tuple[Tensor, Tensor | None]:
+        """Return images in [-1, 1] and their labels, some dropped; None for an unconditional network."""
+        images, labels = self.images.batch(part.indices)
+        if self.num_classes is None:
+            return images, None
+        return images, drop_labels(labels, self.num_classes, part.label_dropped)
+
+    def _seed_network(self, start: int) -> None:
+        """Seed a network's own draws, such as dropout, which come from PyTorch's global generator."""
+        torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
 
     def _check_finite(self, what: str, values: Tensor) -> None:
         if not values.isfinite().all():

@@ -42,17 +42,16 @@ class Probe:
         self.judge = load_judge() if known else None
         self.floor = self._frechet(self.held_out.images.cpu()) if known else None
 
-    def figures(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler) -> dict[str, float]:
+    def figures(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler | None) -> dict[str, float]:
         """Evaluate on all processes.
 
         Args:
             pipeline: The averaged weights and the sampler to draw with.
-            scheduler: Noise schedule and prediction type of the training.
+            scheduler: Noise schedule and prediction type of the training; None leaves the held-out loss out.
         """
-        figures: dict[str, float] = {
-            "evaluation_images": len(self.held_out),
-            **self._held_out_loss(pipeline, scheduler),
-        }
+        figures: dict[str, float] = {"evaluation_images": len(self.held_out)}
+        if scheduler is not None:
+            figures |= self._held_out_loss(pipeline, scheduler)
         if self.floor is not None:
             indices = range(self.sampling.num_images)
             parts = share_out(indices, lambda part: quantised(draw_samples(pipeline, self.sampling, indices=part)))

@@ -54,6 +54,7 @@ class Trainer:
         images: Training set, of the model's size.
         held_out: Images for the evaluations, never trained on; without them there are none.
         command: What a user types to make this run, for the model card.
+        learner: What takes the steps, in the place of a plain `Learner` of the model and the images.
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
@@ -72,11 +73,12 @@ class Trainer:
         images: ImageSet,
         held_out: ImageSet | None = None,
         command: str | None = None,
+        learner: Learner | None = None,
     ) -> None:
         training = config.training
         self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
         self.command = command
-        self.learner = Learner(training, model, scheduler, accelerator, images)
+        self.learner = learner or Learner(training, model, scheduler, accelerator, images)
         self.sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
         check_sampling(config.sampling, model, self.sampler)
         self.probe: Probe | None = None
@@ -89,8 +91,9 @@ class Trainer:
         progress = Progress()
         if self.last_checkpoint is not None:
             progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema)
-            for group in self.learner.optimizer.param_groups:  # whose settings came back with its state
-                group.update(betas=training.adam_betas, weight_decay=training.weight_decay)
+            for optimizer in self.learner.optimizers:  # whose settings came back with their states
+                for group in optimizer.param_groups:
+                    group.update(betas=training.adam_betas, weight_decay=training.weight_decay)
         self.learner.step = progress.step
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
 
@@ -129,7 +132,7 @@ class Trainer:
 
     def pipeline(self) -> DenoisingPipeline:
         """Return the pipeline of the averaged weights."""
-        return self.learner.pipeline(self.scheduler)
+        return self.learner.pipeline()
 
     def _after_step(self, last: bool, tracker: Tracker) -> None:
         """Evaluate, log, draw and save: what is due after this step, and all of it after the last."""
@@ -162,13 +165,15 @@ class Trainer:
         bar.update(done - bar.n)
 
     def _figures(self) -> dict[str, float]:
-        rate = self.learner.optimizer.param_groups[0]["lr"]
+        rate = self.learner.optimizers[0].param_groups[0]["lr"]
         return {**self.learner.window.summary(self.accelerator), "learning_rate": rate, "seconds": self.budget.seconds}
 
     def _evaluate(self) -> None:
         if self.probe is not None:
             with self.accelerator.autocast():  # as in training, for speed
-                self.evaluation = self.probe.figures(self.learner.pipeline(self.sampler), self.scheduler)
+                self.evaluation = self.probe.figures(
+                    self.learner.pipeline(self.sampler), self.scheduler if self.learner.denoises else None
+                )
 
     def _save_pipeline(self, tracker: Tracker) -> None:
         """Save what the run is for, with its card."""

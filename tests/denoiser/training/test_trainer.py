@@ -202,7 +202,7 @@ def test_resuming_drops_a_line_of_figures_that_was_cut_short(make_trainer):
 def test_resuming_with_other_optimizer_settings_uses_them(make_trainer):
     make_trainer(max_steps=4).train()
     second = make_trainer(resume="latest", weight_decay=0.5, adam_betas=(0.5, 0.6))
-    assert {(group["weight_decay"], group["betas"]) for group in second.learner.optimizer.param_groups} == {
+    assert {(group["weight_decay"], group["betas"]) for group in second.learner.optimizers[0].param_groups} == {
         (0.5, (0.5, 0.6))
     }
 
