@@ -61,6 +61,20 @@ def test_a_stochastic_sampler_draws_the_spread_of_the_data(name):
     assert spreads[-1] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_the_consistency_sampler_draws_the_spread_of_the_data(steps):
+    scheduler = make_scheduler("lcm", DDPMScheduler(prediction_type="sample").config)
+    scheduler.set_timesteps(steps)
+    assert int(scheduler.timesteps[0]) == 999
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(4000, 1, 1, 1, generator=generator)
+    for timestep in scheduler.timesteps:
+        signal = scheduler.alphas_cumprod[int(timestep)]
+        image = SPREAD * sample / (signal * SPREAD**2 + 1 - signal).sqrt()  # where the probability flow ends
+        sample = scheduler.step(image, timestep, sample, generator=generator).prev_sample
+    assert float(sample.std()) == pytest.approx(SPREAD, rel=0.04)
+
+
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmsolver++", "sde-dpmsolver++", "unipc", "deis", "euler", "heun"])
 def test_the_prediction_type_makes_no_difference(name, prediction_type):

@@ -6,14 +6,15 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDPMScheduler
 from torchvision.datasets import FashionMNIST
 
 from denoiser.cli import run
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from denoiser.evaluation.judge import CARD, WEIGHTS, load_judge
-from pipelines import DenoisingPipeline
-from scripts import evaluate, sample, train
+from pipelines import DenoisingPipeline, save_images
+from scripts import distill, evaluate, restore, sample, train
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 
@@ -200,6 +201,8 @@ def pipelines(tmp_path_factory):
         ("classes", "--output grid.xyz", ".xyz"),
         ("classes", "--gif film.mp4", "film.mp4"),
         ("classes", "--colums 3", "unknown option 'colums' (did you mean 'columns'?)"),
+        ("classes", "--scheduler lcmm", "unknown scheduler 'lcmm' (did you mean 'lcm'?)"),
+        ("classes", "--interpolate --seeds 1,2 --scheduler lcm", "adds noise in each step; choose ddim"),
     ],
 )
 def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
@@ -208,6 +211,70 @@ def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
     assert message in error_of(sample, *given, *arguments.split())
     assert list(tmp_path.iterdir()) == []
     assert sorted(pipelines.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with an image, larger ones, masks, and what is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    save_images(torch.zeros(1, 1, 16, 16), folder / "right")
+    save_images(torch.zeros(1, 1, 28, 28), folder / "large")
+    save_images(torch.zeros(2, 1, 16, 16), folder / "two")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("denoise", "--pipeline nowhere", "nowhere is not a saved pipeline"),
+        ("denoise", "--images nowhere", "nowhere is neither a PNG file"),
+        ("denoise", "--images {}/large", "00000.png is 28x28 L; it must be 16x16 L"),
+        ("denoise", "--images {}/broken.png", "broken.png cannot be read as a PNG"),
+        ("denoise", "--num_images 0", "num_images is 0"),
+        ("denoise", "--noise -1", "noise is -1.0; it must be a finite number above 0"),
+        ("denoise", "--sigma 0", "it must be above 0"),
+        ("denoise", "--labels sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
+        ("denoise", "--seed -1", "seed is -1"),
+        ("denoise", "--output /proc/restored.png", "/proc"),
+        ("denoise", "--images_dir /proc", "/proc is not an empty folder"),
+        ("denoise", "--hole 3", "unknown option 'hole'"),
+        ("inpaint", "", "give either mask"),
+        ("inpaint", "--hole 17", "hole is 17; it must be from 1 to 16 pixels"),
+        ("inpaint", "--mask {}/large/00000.png", "00000.png is 28x28 L; it must be 16x16 L"),
+        ("inpaint", "--mask {}/two", "has 2 masks"),
+        ("inpaint", "--hole 3 --steps 0", "0 inference steps"),
+        ("inpaint", "--hole 3 --resamplings 0", "resamplings is 0"),
+        ("change", "--strength 0", "strength is 0.0; it must be above 0"),
+        ("change", "--scheduler dimm", "unknown scheduler 'dimm' (did you mean 'ddim'?)"),
+        ("change", "--guidance_scale 2", "guidance_scale is 2.0 without class labels"),
+        ("invert", "--steps 1", "steps is 1; give at least 2"),
+        ("invert", "--iterations 0", "iterations is 0"),
+        ("invert", "--new_labels 10", "class label 10 is out of range"),
+        ("polish", "", "polish"),
+    ],
+)
+def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, message):
+    given = [] if "--pipeline" in arguments or task == "polish" else ["--pipeline", pipelines / "classes"]
+    given += ["--data_root", DATA_ROOT] if task != "polish" else []
+    assert message in error_of(restore, task, *given, *arguments.format(pictures).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--distillation.teacher nowhere", "nowhere is not a saved pipeline"),
+        ("--distillation.calls 0", "calls is 0"),
+        ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
+        ("--training.gradient_accumulation_steps 2", "gradient_accumulation_steps must be 1 in a distillation"),
+    ],
+)
+def test_distilling(error_of, pipelines, tmp_path, arguments, message):
+    given = ["--config", ROOT / "configs" / "distill.yaml", "--distillation.teacher", pipelines / "classes"]
+    given += ["--data.root", DATA_ROOT, "--tracking.mode", "disabled"]
+    assert message in error_of(distill, *given, *arguments.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
