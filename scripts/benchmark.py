@@ -17,8 +17,8 @@ from denoiser.benchmark.stock import stock_comparison
 from denoiser.benchmark.tables import reach_table, speed_table, stock_table, train_plot, train_rows, train_table
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
+from denoiser.device import must_use_cpu, use_all_cores
 from denoiser.files import atomic_path, check_writable
-from denoiser.training.device import must_use_cpu, use_all_cores
 
 NETWORKS, QUICK = "configs/benchmark/networks.yaml", "configs/benchmark/quick.yaml"
 WHAT = (

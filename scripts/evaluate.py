@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from denoiser.cli import Parser, run
 from denoiser.data import ImageSet, load_fashion_mnist
+from denoiser.device import in_best_layout, must_use_cpu, use_all_cores
 from denoiser.evaluation.comparison import check_count, check_images
 from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.drawing import Drawing, Drawn
@@ -22,7 +23,6 @@ from denoiser.evaluation.report import Evidence, Report, flat_figures, make_repo
 from denoiser.evaluation.writing import check_report_folder, write_report
 from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
-from denoiser.training.device import in_best_layout, must_use_cpu, use_all_cores
 from denoiser.training.processes import check_launch, share_out
 from denoiser.training.tracking import start_wandb
 from pipelines import load_pipeline

@@ -15,11 +15,11 @@ from torch import Tensor
 from denoiser.checks import check_positive, check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
+from denoiser.device import in_best_layout
 from denoiser.evaluation.inputs import load_images
 from denoiser.evaluation.markdown import markdown_table
 from denoiser.evaluation.restoration import biharmonic, non_local_means, psnr, ssim
 from denoiser.randomness import RESTORATION, seeded_generator
-from denoiser.training.device import in_best_layout
 from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_image, save_images, stages_picture
 from pipelines.classes import Label
 from pipelines.images import PICTURES, check_new_folder, check_picture_path, in_unit_range

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
-from denoiser.training.device import in_best_layout
+from denoiser.device import compile_to_draw, in_best_layout
 from pipelines import (
     SamplingConfig,
     draw_samples,
@@ -41,6 +41,7 @@ def build_parser() -> Parser:
     parser.add_argument("--steps", type=int | None, help="steps of the scheduler (default: likewise)")
     parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
+    parser.add_argument("--compile", action="store_true", help="compile first, which pays from some 10,000 images on")
     parser.add_argument("--interpolate", action="store_true", help="the images between two seeds, such as --seeds 3,17")
     parser.add_argument("--output", type=str, default="samples.png", help="PNG of the grid")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
@@ -103,6 +104,8 @@ def main() -> None:
     config = SamplingConfig(**own_sampler(trained_with) | {name: it for name, it in given.items() if it is not None})
     pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
     in_best_layout(pipeline.unet)
+    if options.compile:
+        compile_to_draw(pipeline.unet, pipeline.device)
 
     film = Film() if options.gif or options.predictions else None
     if options.interpolate:

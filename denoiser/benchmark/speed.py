@@ -15,7 +15,7 @@ from torchvision import transforms
 from denoiser.benchmark.entries import Entry
 from denoiser.benchmark.machine import matmul_speed, operations_per_image
 from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.training.device import as_trained, choose_mixed_precision, in_best_layout
+from denoiser.device import as_trained, choose_mixed_precision, in_best_layout
 from denoiser.training.draws import draw
 from pipelines import DenoisingPipeline, make_scheduler
 

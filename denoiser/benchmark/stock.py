@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor
 
 from denoiser.benchmark.race import PIPELINE, Training
+from denoiser.device import as_trained, in_best_layout
 from denoiser.evaluation.distances import Moments, frechet_distance
 from denoiser.evaluation.judge import judge_images, load_judge
-from denoiser.training.device import as_trained, in_best_layout
 from pipelines import SamplingConfig, draw_samples, load_pipeline, make_scheduler, quantised
 
 BATCH_SIZE = 64

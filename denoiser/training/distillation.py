@@ -16,9 +16,9 @@ from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.data import ImageSet
+from denoiser.device import in_best_layout
 from denoiser.randomness import DISTILLATION, seeded_generator
 from denoiser.training.config import RunConfig, TrainingConfig
-from denoiser.training.device import in_best_layout
 from denoiser.training.learner import Learner
 from denoiser.training.objective import denoising_loss
 from denoiser.training.optimizers import make_optimizer

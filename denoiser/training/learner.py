@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from denoiser.checks import pair
 from denoiser.data import ImageSet
+from denoiser.device import in_best_layout
 from denoiser.embeddings import drop_labels
 from denoiser.randomness import NETWORK, seeded_generator
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import learning_rate
 from denoiser.training.config import TrainingConfig
-from denoiser.training.device import in_best_layout
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
 from denoiser.training.noise_levels import loss_weights, timestep_table

@@ -10,12 +10,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from denoiser.data import ImageSet
+from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, use_all_cores
 from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
 from denoiser.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from denoiser.training.config import RunConfig, resolved, trained
-from denoiser.training.device import choose_mixed_precision, compilation, must_use_cpu, use_all_cores
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder

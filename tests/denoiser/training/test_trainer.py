@@ -10,7 +10,7 @@ from PIL import Image
 
 from denoiser import UNet
 from denoiser.data import ImageSet
-from denoiser.training.device import in_best_layout
+from denoiser.device import in_best_layout
 from denoiser.training.draws import draw
 from denoiser.training.noise_levels import timestep_table
 from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler

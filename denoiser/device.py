@@ -50,10 +50,28 @@ def compilation(wanted: bool, device: torch.device) -> TorchDynamoPlugin | None:
         return None
     if device.type != "cpu":
         return TorchDynamoPlugin(backend="inductor")
+    _check_compiler()
+    return TorchDynamoPlugin(backend="inductor", options={"force_layout_optimization": True})
+
+
+def compile_to_draw(model: nn.Module, device: torch.device) -> None:
+    """Compile a trained network in place, with its weights frozen, in bf16 where the device multiplies that natively.
+
+    Each size of batch is compiled by itself, at its first call, which takes half a minute.
+
+    Raises:
+        ValueError: If there is no compiler of the code that comes out.
+    """
+    _check_compiler()
+    if multiplies_bf16_natively(device):
+        nn.Module.to(model, torch.bfloat16)  # not diffusers' `to`, which warns of parts to keep in float32, of none
+    model.compile(dynamic=False, options={"freezing": True, "cpp_wrapper": True})
+
+
+def _check_compiler() -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise ValueError(f"compile needs a C++ compiler, and there is no '{compiler}'; install g++, or leave it off")
-    return TorchDynamoPlugin(backend="inductor", options={"force_layout_optimization": True})
 
 
 def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from denoiser.training.device import choose_mixed_precision, compilation, multiplies_bf16_natively
+from denoiser.device import choose_mixed_precision, compilation, multiplies_bf16_natively
 
 CPU = torch.device("cpu")
 
