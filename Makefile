@@ -1,13 +1,14 @@
 # make train    set up, get the data, train the default config (five minutes on two cores)
 # make test     set up, get the data, run every test
 # make lint     style and types
+# make pictures draw the pictures of docs/sampling.md again
 PYTHON ?= python3
 RUN ?= runs/fashion_mnist
 BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint data clean
+.PHONY: train test lint pictures data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -20,6 +21,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+pictures: .venv/installed data
+	rm -rf runs/boots runs/denoised_boots
+	. $(BIN)/activate && grep '^python scripts/' docs/sampling.md | sh -ex
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }

@@ -36,7 +36,8 @@ def build_parser() -> Parser:
     parser.add_argument("--entries", type=str, default=NETWORKS, help="file of what is compared")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}: two networks, in under 12 minutes")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each entry and length")
-    parser.add_argument("--steps", type=int, default=20, help="steps of the sampler, for its speed")
+    parser.add_argument("--steps", type=list[int], default=[20], help="steps of the sampler, for its speed: [1,4,20]")
+    parser.add_argument("--compile", action="store_true", help="measure the drawing of each network compiled too")
     parser.add_argument("--rounds", type=int, default=3, help="turns that count, for a speed")
     parser.add_argument("--images", type=int, default=512, help="images that a distance beside the stock is of")
     parser.add_argument("--output_dir", type=str, default="runs/benchmark", help="folder of tables and trainings")
@@ -84,7 +85,9 @@ def main() -> None:
     """Measure, write the tables, and print them."""
     parser = build_parser()
     options = parser.parse_args(sys.argv[1:])
-    check_positive(seeds=options.seeds, steps=options.steps, rounds=options.rounds, images=options.images)
+    check_positive(seeds=options.seeds, rounds=options.rounds, images=options.images)
+    for steps in options.steps:
+        check_positive(steps=steps)
     folder = Path(options.output_dir)
     check_writable(folder / "train.json")
     use_all_cores(PartialState(cpu=must_use_cpu()))
@@ -94,7 +97,8 @@ def main() -> None:
     elif options.what == "stock":
         rows, page = stock(field, options.images, folder)
     elif options.what == "sample":
-        rows = sampling_speeds(list(field.entries.values()), BATCH_SIZES, options.steps, options.rounds)
+        entries = list(field.entries.values())
+        rows = sampling_speeds(entries, BATCH_SIZES, options.steps, options.rounds, options.compile)
         page = speed_table(rows, field.baseline)
     else:
         rows = feeding_speeds(options.data_root, FEEDING_BATCH_SIZE, FEEDING_BATCHES, options.rounds)

@@ -1,7 +1,9 @@
 """How fast images are drawn, and how fast they are fed to a training."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -15,7 +17,7 @@ from torchvision import transforms
 from denoiser.benchmark.entries import Entry
 from denoiser.benchmark.machine import matmul_speed, operations_per_image
 from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.device import as_trained, choose_mixed_precision, in_best_layout
+from denoiser.device import as_trained, choose_mixed_precision, compile_to_draw, in_best_layout
 from denoiser.training.draws import draw
 from pipelines import DenoisingPipeline, make_scheduler
 
@@ -41,7 +43,7 @@ def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, l
 
 
 def sampling_speeds(
-    entries: Sequence[Entry], batch_sizes: Sequence[int], steps: int, rounds: int
+    entries: Sequence[Entry], batch_sizes: Sequence[int], steps: Sequence[int], rounds: int, compiled: bool = False
 ) -> list[dict[str, Any]]:
     """Measure how fast the entries' networks draw, in turns, each in the precision that it is trained in.
 
@@ -50,11 +52,12 @@ def sampling_speeds(
     Args:
         entries: Whose networks.
         batch_sizes: Images drawn at once.
-        steps: Steps of the entries' samplers.
+        steps: Steps of the entries' samplers, one number after the other.
         rounds: Rounds that count.
+        compiled: Whether to measure each network once more as `compile_to_draw` leaves it.
 
     Returns:
-        A row for each network and batch size, with the median of the rounds.
+        A row for each network, batch size and number of steps, with the median of the rounds.
     """
     device = PartialState().device
     rows = []
@@ -66,27 +69,36 @@ def sampling_speeds(
         operations[entry.name] = operations_per_image(model)
         if config.training.channels_last:
             in_best_layout(model)
-        pipelines[entry.name] = DenoisingPipeline(model, make_scheduler(config.sampling.scheduler, scheduler.config))
-        pipelines[entry.name].set_progress_bar_config(disable=True)
+        sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
+        pipelines[entry.name] = DenoisingPipeline(model, sampler)
+        if compiled:
+            name = f"{entry.name}, compiled"
+            twin = copy.deepcopy(model)
+            compile_to_draw(twin, device)
+            precisions[name] = "bf16" if twin.dtype == torch.bfloat16 else "no"
+            operations[name] = operations[entry.name]
+            pipelines[name] = DenoisingPipeline(twin, sampler)
+    for pipeline in pipelines.values():
+        pipeline.set_progress_bar_config(disable=True)
 
-    def job(name: str, batch_size: int) -> Callable[[], int]:
+    def job(name: str, batch_size: int, steps: int) -> Callable[[], int]:
         pipeline = pipelines[name]
         labels, generator = 0 if pipeline.num_classes else None, torch.Generator().manual_seed(0)
 
         def draw_batch() -> int:
-            with as_trained(precisions[name], device):
+            with as_trained(precisions[name] if pipeline.unet.dtype == torch.float32 else "no", device):
                 pipeline(batch_size, labels, num_inference_steps=steps, generator=generator, output_type="pt")
             return batch_size
 
         return draw_batch
 
-    for batch_size in batch_sizes:
-        speeds = alternate({name: job(name, batch_size) for name in pipelines}, rounds)
+    for batch_size, count in product(batch_sizes, steps):
+        speeds = alternate({name: job(name, batch_size, count) for name in pipelines}, rounds)
         peak = matmul_speed()
         for name in pipelines:
             summary = _summary(speeds[name])
-            share = summary["images_per_second"] * steps * operations[name] / peak
-            facts = {"name": name, "batch_size": batch_size, "precision": precisions[name]}
+            share = summary["images_per_second"] * count * operations[name] / peak
+            facts = {"name": name, "batch_size": batch_size, "steps": count, "precision": precisions[name]}
             rows.append({**facts, **summary, "share_of_peak": share})
     return rows
 

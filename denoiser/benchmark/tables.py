@@ -145,17 +145,21 @@ def train_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def speed_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return speeds as a table; ratios are to the baseline's of the same batch size."""
-    others = {row.get("batch_size"): row["images_per_second"] for row in rows if row["name"] == baseline}
+    """Return speeds as a table; ratios are to the baseline's of the same batch size and steps."""
+    others = {_conditions(row): row["images_per_second"] for row in rows if row["name"] == baseline}
     lines = []
     for row in rows:
         speeds = (row[name] for name in ("images_per_second", "slowest_round", "fastest_round"))
-        ratio = number(row["images_per_second"] / others[row.get("batch_size")])
+        ratio = number(row["images_per_second"] / others[_conditions(row)])
         share = [f"{row['share_of_peak']:.0%}"] if "share_of_peak" in row else []
-        lines.append([row["name"], row.get("batch_size", ""), *(number(speed) for speed in speeds), ratio, *share])
-    columns = ["", "batch", "images/s (median)", "slowest", "fastest", "ratio"]
+        lines.append([row["name"], *_conditions(row), *(number(speed) for speed in speeds), ratio, *share])
+    columns = ["", "batch", "steps", "images/s (median)", "slowest", "fastest", "ratio"]
     share_column = ["share of bf16 peak"] if "share_of_peak" in rows[0] else []
     return markdown_table([*columns, *share_column], lines)
+
+
+def _conditions(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row.get("batch_size", ""), row.get("steps", "")
 
 
 def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -28,7 +28,17 @@ def entries(tmp_path):
 
 
 def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
-    options = ["--entries", str(entries), "--rounds", "1", "--steps", "1", "--output_dir", str(tmp_path / "out"), *DATA]
+    options = [
+        "--entries",
+        str(entries),
+        "--rounds",
+        "1",
+        "--steps",
+        "[1]",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *DATA,
+    ]
     ended = command("scripts/benchmark.py", "sample", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| deep | 64 |" in ended.stdout
