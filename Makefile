@@ -2,13 +2,14 @@
 # make test     set up, get the data, run every test
 # make lint     style and types
 # make pictures draw the pictures of docs/sampling.md again
+# make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3
 RUN ?= runs/fashion_mnist
 BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint pictures data clean
+.PHONY: train test lint pictures ship data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -25,6 +26,10 @@ lint: .venv/installed
 pictures: .venv/installed data
 	rm -rf runs/boots runs/denoised_boots
 	. $(BIN)/activate && grep '^python scripts/' docs/sampling.md | sh -ex
+
+ship:
+	rm -rf pipelines/weights/$(NAME) && mkdir -p pipelines/weights && cp -r $(RUN)/pipeline pipelines/weights/$(NAME)
+	cd pipelines/weights/$(NAME) && files=$$(find * -type f | LC_ALL=C sort) && sha256sum $$files > SHA256SUMS
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 1; }

@@ -86,5 +86,10 @@ def run(main: Callable[[], Any]) -> None:
         fail(str(error))
     except (MemoryError, torch.OutOfMemoryError):
         fail("out of memory; lower the batch size, or the widths of the network")
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            raise
+        logging.getLogger(__name__).debug("where it happened", exc_info=True)
+        fail(f"the network cannot be compiled ({next(iter(str(error).splitlines()), '')}); leave compile off")
     except KeyboardInterrupt:
         fail("interrupted")

@@ -1,9 +1,10 @@
-"""The trained pipelines that ship with the package, each checked by its hashes before it is loaded."""
+"""The trained pipelines that ship with the package, each checked by its hashes before it is loaded (`make ship`)."""
 
 import hashlib
 import os
 from pathlib import Path
 
+from denoiser.checks import did_you_mean
 from pipelines.denoising import DenoisingPipeline, load_pipeline
 
 # Their folders hold what `DenoisingPipeline.save_pretrained` writes, a model card, and SHA256SUMS of these files.
@@ -24,7 +25,7 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
         FileNotFoundError: If a file is missing.
     """
     if name not in PRETRAINED:
-        raise ValueError(f"there is no pretrained '{name}'; there are: {', '.join(PRETRAINED)}")
+        raise ValueError(f"there is no pretrained '{name}'{did_you_mean(name, PRETRAINED)}: {', '.join(PRETRAINED)}")
     check_sums(FOLDER / name)
     return load_pipeline(FOLDER / name)
 

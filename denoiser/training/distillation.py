@@ -45,7 +45,7 @@ class DistillationConfig:
 
     teacher: str = "teacher"
     calls: int = 4
-    critic_steps: int = 1
+    critic_steps: int = 2
     denoising_steps: int = 300
 
     def __post_init__(self) -> None:

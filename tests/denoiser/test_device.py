@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from denoiser.device import choose_mixed_precision, compilation, multiplies_bf16_natively
+from denoiser.device import choose_mixed_precision, compilation, compile_to_draw, multiplies_bf16_natively
+from tests.conftest import tiny_unet
 
 CPU = torch.device("cpu")
 
@@ -27,4 +28,16 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ValueError, match="needs a C.. compiler, and there is no 'no-such-compiler'"):
         compilation(True, CPU)
+    with pytest.raises(ValueError, match="there is no 'no-such-compiler'; install"):
+        compile_to_draw(tiny_unet(), CPU)
     assert compilation(False, CPU) is None
+
+
+def test_a_network_compiled_to_draw_predicts_nearly_the_same():
+    model = tiny_unet(block_out_channels=(16,), attention_levels=())
+    noisy, timesteps, labels = torch.randn(4, 1, 16, 16), torch.arange(4) * 200, torch.arange(4)
+    with torch.no_grad():
+        expected = model(noisy, timesteps, class_labels=labels).sample
+        compile_to_draw(model, CPU)
+        predicted = model(noisy.to(model.dtype), timesteps, class_labels=labels).sample
+    assert 0 < float((predicted.float() - expected).std() / expected.std()) < 0.03

@@ -86,6 +86,15 @@ def test_an_interpolation_with_names(smoke_run, tmp_path):
         assert grid.width > 6 * 66 + 2  # the name stands beside them
 
 
+def test_a_broken_compiler_is_one_line(smoke_run, tmp_path):
+    given = ["scripts/sample.py", "--pipeline", str(smoke_run[0] / "pipeline"), "--num_images", "3", "--steps", "2"]
+    broken = {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = command(*given, "--compile", "--output", str(tmp_path / "grid.png"), **broken)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("sample.py: error: the network cannot be compiled (")
+    assert not (tmp_path / "grid.png").exists()
+
+
 def test_seeds_and_mixtures_are_picked_from_the_command_line(smoke_run, tmp_path):
     given = [
         "scripts/sample.py",
