@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,6 +66,19 @@ class Parser(ArgumentParser):
         for action in self._actions:
             yield action.dest
             yield action.dest.rsplit(".", 1)[-1]
+
+
+def add_sampling_arguments(parser: Parser, config_class: type[Any]) -> None:
+    """Add the options of a `SamplingConfig` to a parser; scheduler and steps may be left to the pipeline."""
+    parser.add_class_arguments(config_class, skip={"scheduler", "steps"})
+    parser.add_argument("--scheduler", type=str | None, help="ddpm, ddim, … (default: what the pipeline is made for)")
+    parser.add_argument("--steps", type=int | None, help="steps of the scheduler (default: likewise)")
+
+
+def sampling_config(config_class: type[Any], options: Any, own: dict[str, Any]) -> Any:
+    """Return what was given for `add_sampling_arguments`; `own` is the pipeline's own scheduler and steps."""
+    given = {field.name: options[field.name] for field in fields(config_class)}
+    return config_class(**{**own, **{name: value for name, value in given.items() if value is not None}})
 
 
 def fail(message: str) -> NoReturn:

@@ -49,9 +49,14 @@ class SamplingConfig:
         Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
+def is_distilled(scheduler: SchedulerMixin) -> bool:
+    """Return whether a network that comes with this scheduler is a student (`denoiser.training.distillation`)."""
+    return isinstance(scheduler, LCMScheduler)
+
+
 def own_sampler(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Return the sampler and steps for a network that comes with this scheduler: LCM's comes with a distilled one."""
-    if isinstance(scheduler, LCMScheduler):
+    """Return the sampler and its steps for a network that comes with this scheduler."""
+    if is_distilled(scheduler):
         return {"scheduler": "lcm", "steps": 4}
     return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 

@@ -2,14 +2,13 @@
 
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
-from denoiser.cli import Parser, run
+from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
 from denoiser.data import ImageSet, load_fashion_mnist
 from denoiser.device import in_best_layout, must_use_cpu, use_all_cores
 from denoiser.evaluation.comparison import check_count, check_images
@@ -25,18 +24,19 @@ from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
 from denoiser.training.processes import check_launch, share_out
 from denoiser.training.tracking import start_wandb
-from pipelines import load_pipeline
+from pipelines import DenoisingPipeline, find_pipeline
+from pipelines.sampling import is_distilled, own_sampler
 
 
 def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_argument("--pipeline", type=str | None, help="folder of a saved pipeline")
+    parser.add_argument("--pipeline", type=str | None, help="folder of a saved pipeline, or teacher, or student")
     parser.add_argument("--images", type=str | None, help="folder of PNG files, or an .npz file, in its place")
     parser.add_argument("--output_dir", type=str | None, help="folder of the report (default: that of what is judged)")
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
-    parser.add_class_arguments(EvaluationConfig)
+    add_sampling_arguments(parser, EvaluationConfig)
     parser.add_class_arguments(TrackingConfig, "tracking")
     parser.set_defaults({"tracking.mode": "disabled"})
     return parser
@@ -45,21 +45,22 @@ def build_parser() -> Parser:
 def from_images(path: Path, config: EvaluationConfig, test: ImageSet) -> tuple[Drawn, list[str], dict[str, Any]]:
     """Return given images as if they had been drawn, the sections for them, and what the report says of them."""
     images, labels = load_images(path)
-    sections = config.choose_sections(is_pipeline=False, has_labels=labels is not None, can_be_guided=False)
+    sections = config.choose_sections("images were given, and it needs a pipeline", labels is not None, False)
     check_images(images, len(test))
     return Drawn([images], labels), sections, {}
 
 
 def from_pipeline(
-    path: Path, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator
+    pipeline: DenoisingPipeline, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator
 ) -> tuple[Drawing, list[str], dict[str, Any]]:
     """Return what draws from a pipeline, the sections for it, and what the report says of it."""
     check_count(config.num_images, len(test))
-    pipeline = load_pipeline(path).to(accelerator.device)
     if pipeline.image_shape != IMAGE_SHAPE:
-        raise ValueError(f"{path} draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
+        raise ValueError(f"the pipeline draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
     conditional = pipeline.num_classes is not None
-    sections = config.choose_sections(True, conditional, conditional and hasattr(pipeline.unet, "null_label"))
+    distilled = "the network is distilled, for a few noise levels only" if is_distilled(pipeline.scheduler) else None
+    sections = config.choose_sections(distilled, conditional, conditional and hasattr(pipeline.unet, "null_label"))
+    pipeline.to(accelerator.device)
     in_best_layout(pipeline.unet)
     drawing = Drawing(pipeline, config, sections, test.to(accelerator.device), share_out)
     subject = {
@@ -94,9 +95,10 @@ def main() -> None:
     """Judge, write the report, and print it."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    config = EvaluationConfig(**{field.name: options[field.name] for field in fields(EvaluationConfig)})
     if (options.pipeline is None) == (options.images is None):
         raise ValueError("give either --pipeline or --images: what shall be judged")
+    pipeline = None if options.pipeline is None else find_pipeline(options.pipeline)
+    config = sampling_config(EvaluationConfig, options, {} if pipeline is None else own_sampler(pipeline.scheduler))
     judged = Path(options.pipeline or options.images)
     folder = Path(options.output_dir) if options.output_dir else judged.absolute().parent
     check_report_folder(folder)
@@ -109,10 +111,10 @@ def main() -> None:
         train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
 
     started = time.perf_counter()
-    if options.images:
+    if pipeline is None:
         drawn, sections, subject = from_images(judged, config, test)
     else:
-        drawing, sections, subject = from_pipeline(judged, config, test, accelerator)
+        drawing, sections, subject = from_pipeline(pipeline, config, test, accelerator)
     subject = {"judged": judged.name, **subject}
     if tracked:
         start_wandb(accelerator, options.tracking, folder, subject)

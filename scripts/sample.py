@@ -2,7 +2,6 @@
 
 import sys
 from collections import defaultdict
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from denoiser.checks import check_positive
-from denoiser.cli import Parser, run
+from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
 from denoiser.device import compile_to_draw, in_best_layout
 from pipelines import (
     SamplingConfig,
@@ -36,9 +35,7 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or student")
-    parser.add_class_arguments(SamplingConfig, skip={"scheduler", "steps"})
-    parser.add_argument("--scheduler", type=str | None, help="ddpm, ddim, … (default: what the pipeline is made for)")
-    parser.add_argument("--steps", type=int | None, help="steps of the scheduler (default: likewise)")
+    add_sampling_arguments(parser, SamplingConfig)
     parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
     parser.add_argument("--compile", action="store_true", help="compile first, which pays from some 10,000 images on")
@@ -100,8 +97,7 @@ def main() -> None:
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     pipeline = find_pipeline(options.pipeline).to(PartialState().device)
     trained_with = pipeline.scheduler
-    given = {field.name: options[field.name] for field in fields(SamplingConfig)}
-    config = SamplingConfig(**own_sampler(trained_with) | {name: it for name, it in given.items() if it is not None})
+    config = sampling_config(SamplingConfig, options, own_sampler(trained_with))
     pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
     in_best_layout(pipeline.unet)
     if options.compile:

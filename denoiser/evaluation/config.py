@@ -6,7 +6,7 @@ from denoiser.checks import check_positive, did_you_mean
 from pipelines import SamplingConfig
 
 SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers")
-OF_PIPELINES = ("guidance", "likelihood", "samplers")  # what images alone cannot tell
+OF_DENOISERS = ("guidance", "likelihood", "samplers")  # what images alone, or a distilled network, cannot tell
 
 FEWEST_SWEPT, MOST_SWEPT = 100, 10_000  # no more than the test split has for the floor
 
@@ -43,11 +43,11 @@ class EvaluationConfig(SamplingConfig):
                     f"unknown section '{name}'{did_you_mean(name, SECTIONS)}; known: {', '.join(SECTIONS)}"
                 )
 
-    def choose_sections(self, is_pipeline: bool, has_labels: bool, can_be_guided: bool) -> list[str]:
+    def choose_sections(self, no_denoiser: str | None, has_labels: bool, can_be_guided: bool) -> list[str]:
         """Return the sections to make, in the report's order.
 
         Args:
-            is_pipeline: Whether a pipeline is judged, not images.
+            no_denoiser: Why there is no network to ask at every noise level; None if there is one.
             has_labels: Whether it is known what class each image was asked to be.
             can_be_guided: Whether the network takes labels, and their absence.
 
@@ -55,10 +55,10 @@ class EvaluationConfig(SamplingConfig):
             ValueError: If a section was asked for that cannot be made.
         """
         reasons = {
-            **({} if is_pipeline else dict.fromkeys(OF_PIPELINES, "images were given, and it needs a pipeline")),
+            **({} if no_denoiser is None else dict.fromkeys(OF_DENOISERS, no_denoiser)),
             **({} if has_labels else {"classes": "the images have no labels"}),
         }
-        if is_pipeline and not can_be_guided:
+        if no_denoiser is None and not can_be_guided:
             reasons["guidance"] = "the network has no classes, or no null label"
         for name in self.sections or ():
             if name in reasons:

@@ -13,7 +13,7 @@ from torchvision.datasets import FashionMNIST
 from denoiser.cli import run
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from denoiser.evaluation.judge import CARD, WEIGHTS, load_judge
-from pipelines import DenoisingPipeline, save_images
+from pipelines import DenoisingPipeline, make_scheduler, save_images
 from scripts import distill, evaluate, restore, sample, train
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
@@ -164,6 +164,8 @@ def pipelines(tmp_path_factory):
     DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES).save_pretrained(folder / "classes")
     DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()).save_pretrained(folder / "plain")
     DenoisingPipeline(tiny_unet(sample_size=32), DDPMScheduler()).save_pretrained(folder / "large")
+    student = DDPMScheduler(prediction_type="v_prediction").config
+    DenoisingPipeline(tiny_unet(), make_scheduler("lcm", student), CLASS_NAMES).save_pretrained(folder / "distilled")
     shutil.copytree(folder / "classes", folder / "damaged")
     (folder / "damaged" / "unet" / "config.json").write_text('{"_class_name": "UNet", "sample_size": 18}')
     return folder
@@ -228,6 +230,7 @@ def pictures(tmp_path_factory):
     ("task", "arguments", "message"),
     [
         ("denoise", "--pipeline nowhere", "nowhere is not a saved pipeline"),
+        ("denoise", "--pipeline {}/distilled", "distilled is distilled, for a few noise levels only"),
         ("denoise", "--images nowhere", "nowhere is neither a PNG file"),
         ("denoise", "--images {}/large", "00000.png is 28x28 L; it must be 16x16 L"),
         ("denoise", "--images {}/broken.png", "broken.png cannot be read as a PNG"),
@@ -257,7 +260,8 @@ def pictures(tmp_path_factory):
 def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, message):
     given = [] if "--pipeline" in arguments or task == "polish" else ["--pipeline", pipelines / "classes"]
     given += ["--data_root", DATA_ROOT] if task != "polish" else []
-    assert message in error_of(restore, task, *given, *arguments.format(pictures).split())
+    folder = pipelines if "distilled" in arguments else pictures
+    assert message in error_of(restore, task, *given, *arguments.format(folder).split())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -282,7 +286,7 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
     [
         ("nowhere", "", "nowhere is not a saved pipeline"),
         ("damaged", "", "damaged cannot be loaded as a pipeline"),
-        ("large", "", "large draws images of (1, 32, 32); the judge sees (1, 16, 16)"),
+        ("large", "", "the pipeline draws images of (1, 32, 32); the judge sees (1, 16, 16)"),
         ("classes", "--num_images 1999", "1999 images cannot be judged; give at least 2000"),
         ("classes", "--num_images 10001", "10001 images cannot be judged"),
         ("classes", "--seeds 0", "seeds is 0"),
@@ -292,6 +296,7 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
         ("classes", "--images images.npz", "give either --pipeline or --images"),
         ("classes", "--output_dir /proc/report", "/proc/report/report.json cannot be written"),
         ("classes", "--num_image 2000", "unknown option 'num_image' (did you mean 'num_images'?)"),
+        ("distilled", "--sections [likelihood]", "the section 'likelihood' cannot be made: the network is distilled"),
         ("plain", "--sections [classes]", "the section 'classes' cannot be made: the images have no labels"),
         ("plain", "--sections [guidance]", "the section 'guidance' cannot be made: the network has no classes"),
         ("plain", "--guidance_scale 2", "the network has no classes"),
@@ -309,7 +314,7 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     np.savez(tmp_path / "few.npz", images=np.zeros((1999, 16, 16), np.uint8))
     given = ["--data_root", DATA_ROOT, "--images"]
     assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
-    assert "nowhere is neither a folder of PNG files nor an .npz file" in error_of(evaluate, *given, "nowhere")
+    assert "nowhere is neither a PNG file or a folder of them, nor an .npz file" in error_of(evaluate, *given, "nowhere")
     assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
 

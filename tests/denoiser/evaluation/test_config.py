@@ -5,10 +5,10 @@ from denoiser.evaluation.config import SECTIONS, EvaluationConfig
 
 def test_by_default_all_sections_are_made_that_can_be():
     config = EvaluationConfig()
-    assert config.choose_sections(True, True, True) == list(SECTIONS)
-    assert config.choose_sections(True, False, False) == ["distances", "likelihood", "memorisation", "samplers"]
-    assert config.choose_sections(False, False, False) == ["distances", "memorisation"]
-    assert EvaluationConfig(sections=["likelihood", "distances"]).choose_sections(True, True, True) == [
+    assert config.choose_sections(None, True, True) == list(SECTIONS)
+    assert config.choose_sections(None, False, False) == ["distances", "likelihood", "memorisation", "samplers"]
+    assert config.choose_sections("it is an image", False, False) == ["distances", "memorisation"]
+    assert EvaluationConfig(sections=["likelihood", "distances"]).choose_sections(None, True, True) == [
         "distances",
         "likelihood",
     ]
@@ -17,9 +17,9 @@ def test_by_default_all_sections_are_made_that_can_be():
 @pytest.mark.parametrize(
     ("section", "kind", "message"),
     [
-        ("classes", (True, False, False), "'classes' cannot be made: the images have no labels"),
-        ("guidance", (True, False, False), "'guidance' cannot be made: the network has no classes, or no null label"),
-        ("likelihood", (False, True, True), "'likelihood' cannot be made: images were given"),
+        ("classes", (None, False, False), "'classes' cannot be made: the images have no labels"),
+        ("guidance", (None, False, False), "'guidance' cannot be made: the network has no classes, or no null label"),
+        ("likelihood", ("it is distilled", True, True), "'likelihood' cannot be made: it is distilled"),
     ],
 )
 def test_a_section_that_cannot_be_made_is_refused_when_asked_for(section, kind, message):
