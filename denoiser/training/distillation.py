@@ -24,6 +24,7 @@ from denoiser.training.objective import denoising_loss
 from denoiser.training.optimizers import make_optimizer
 from pipelines import DenoisingPipeline, make_scheduler
 from pipelines.predictor import predicted_image
+from pipelines.sampling import is_distilled
 
 # Share of the timesteps at which student and teacher are compared: below, images are as they are; above, the clean
 # image follows from the predicted noise no more (DMD2's code has 0.02 to 0.98, for a schedule that ends less noisy).
@@ -64,10 +65,15 @@ class DistillationRun(RunConfig):
 
 
 def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
-    """Return a copy of the teacher's network to train, and its noise schedule with velocities to predict."""
-    return copy.deepcopy(teacher.unet), DDPMScheduler.from_config(
-        teacher.scheduler.config, prediction_type="v_prediction"
-    )
+    """Return a copy of the teacher's network to train, and its noise schedule with velocities to predict.
+
+    Raises:
+        ValueError: If the teacher is a student itself.
+    """
+    if is_distilled(teacher.scheduler):
+        raise ValueError("the teacher is distilled itself, for a few noise levels only; give what it was made from")
+    scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type="v_prediction")
+    return copy.deepcopy(teacher.unet), scheduler
 
 
 class Distiller(Learner):
@@ -103,7 +109,7 @@ class Distiller(Learner):
             raise ValueError("gradient_accumulation_steps must be 1 in a distillation; raise batch_size in its place")
         self.distillation, self.teacher_scheduler = distillation, teacher.scheduler
         self.teacher = in_best_layout(teacher.unet.to(accelerator.device)).eval().requires_grad_(False)
-        critic = copy.deepcopy(self.teacher).requires_grad_(True).train()
+        critic = copy.deepcopy(self.teacher).requires_grad_(True)
         self.critic, critic_optimizer = accelerator.prepare(critic, make_optimizer(training, critic))
         self.optimizers.append(critic_optimizer)
         self.own_scheduler = make_scheduler("lcm", scheduler.config)
@@ -130,6 +136,7 @@ class Distiller(Learner):
         assert norm is not None  # without accumulation, each pass is a step
         self.window.gradient_norms.append(norm)
         drawn = drawn.detach().clamp(-1, 1)  # as the sampler leaves it
+        self.critic.train()
         means = []
         for use in range(1, 1 + self.distillation.critic_steps):
             noise, timesteps = self._noise(use)
@@ -145,6 +152,7 @@ class Distiller(Learner):
         scheduler = self.teacher_scheduler
         noise, timesteps = self._noise(0)
         noisy = scheduler.add_noise(drawn, noise, timesteps)
+        self.critic.eval()
         with self.accelerator.autocast():
             predictions = [
                 network(noisy, timesteps, class_labels=class_labels).sample.float()
