@@ -22,6 +22,12 @@ from denoiser.checks import did_you_mean
 # Thresholding at 1 clips the predicted clean image to the range of the data, as DDPM and DDIM do by default.
 _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 
+# These step in x / a, where x = a x_0 + s e, and do not clip: an error of the predicted noise counts s / a fold, which is
+# called sigma. The cosine schedule ends at a sigma of 20,000, where the least error drowns the image; 80 is noise enough
+# for data in [-1, 1] (Karras et al. 2022, table 1).
+_IN_SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
+_LARGEST_SIGMA = 80.0
+
 # What a network was trained with: all that a sampler takes over from the config of another scheduler.
 _TRAINED_WITH = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
@@ -80,6 +86,8 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
         options = {**options, "original_inference_steps": config["num_train_timesteps"]}
     try:
+        if scheduler_class in _IN_SIGMA_SPACE:
+            config = _bounded_noise(config)
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
         _check_prediction_type(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError) as error:
@@ -93,6 +101,13 @@ def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError("it knows no rescale_betas_zero_snr")
     return scheduler_class(**{key: config[key] for key in _TRAINED_WITH if key in config and key in known}, **options)
+
+
+def _bounded_noise(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config with noise levels up to `_LARGEST_SIGMA`: its last timesteps share that."""
+    signal = build_scheduler(DDPMScheduler, config).alphas_cumprod.double().clamp(min=1 / (1 + _LARGEST_SIGMA**2))
+    betas = 1 - signal / torch.cat([torch.ones(1), signal[:-1]])
+    return {**config, "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from pipelines import make_scheduler
+from pipelines import SCHEDULERS, make_scheduler
 
 SPREAD = 0.15  # standard deviation of the data, far from the range that samplers clip to
 STOCHASTIC = {"ddpm", "sde-dpmsolver++", "euler-ancestral"}
@@ -59,6 +59,26 @@ def test_a_stochastic_sampler_draws_the_spread_of_the_data(name):
     spreads = [float(draw_gaussian(name, steps)[1].std()) / SPREAD for steps in (20, 80, 500)]
     assert spreads == sorted(spreads)
     assert spreads[-1] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULERS) - {"lcm"}))
+def test_a_small_error_of_the_network_stays_small_where_the_schedule_ends_in_pure_noise(name):
+    scheduler = make_scheduler(name, DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
+    scheduler.set_timesteps(25)
+    spreads = []
+    for error in (0.0, 0.01):
+        generator = torch.Generator().manual_seed(0)
+        scheduler.set_timesteps(25)
+        sample = torch.randn(1000, 1, 1, 1, generator=generator) * scheduler.init_noise_sigma
+        options = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for timestep in scheduler.timesteps:
+            signal = scheduler.alphas_cumprod[int(timestep)]
+            noisy = scheduler.scale_model_input(sample, timestep)
+            noise = (1 - signal).sqrt() * noisy / (signal * SPREAD**2 + 1 - signal)
+            sample = scheduler.step(noise + error, timestep, sample, **options).prev_sample
+        spreads.append(float(sample.square().mean().sqrt()))
+    assert spreads[0] == pytest.approx(SPREAD, rel=0.25)
+    assert abs(spreads[1] - spreads[0]) < SPREAD
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -315,9 +315,7 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     np.savez(tmp_path / "few.npz", images=np.zeros((1999, 16, 16), np.uint8))
     given = ["--data_root", DATA_ROOT, "--images"]
     assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
-    assert "nowhere is neither a PNG file" in error_of(
-        evaluate, *given, "nowhere"
-    )
+    assert "nowhere is neither a PNG file" in error_of(evaluate, *given, "nowhere")
     assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
 
