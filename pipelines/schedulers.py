@@ -22,9 +22,9 @@ from denoiser.checks import did_you_mean
 # Thresholding at 1 clips the predicted clean image to the range of the data, as DDPM and DDIM do by default.
 _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 
-# These step in x / a, where x = a x_0 + s e, and do not clip: an error of the predicted noise counts s / a fold, which is
-# called sigma. The cosine schedule ends at a sigma of 20,000, where the least error drowns the image; 80 is noise enough
-# for data in [-1, 1] (Karras et al. 2022, table 1).
+# These step in x / a, where x = a x_0 + s e, and do not clip: an error of the predicted noise counts sigma = s / a
+# times. The cosine schedule ends at a sigma of 20,000, where the least error drowns the image; 80 is noise enough for
+# data in [-1, 1] (Karras et al. 2022, table 1).
 _IN_SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
 _LARGEST_SIGMA = 80.0
 
