@@ -1,0 +1,81 @@
+"""The pipelines that ship."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from PIL import Image
+
+from denoiser.cli import run
+from denoiser.data import CLASS_NAMES
+from denoiser.evaluation.judge import WEIGHTS, judge_images, load_judge
+from pipelines import PRETRAINED, draw_samples, find_pipeline, load_pretrained, make_scheduler, pretrained, quantised
+from pipelines.sampling import SamplingConfig, own_sampler
+from scripts import sample
+
+
+@pytest.mark.parametrize(("name", "sampler", "steps"), [("teacher", "sde-dpmsolver++", 20), ("student", "lcm", 4)])
+def test_it_draws_what_is_asked_for(name, sampler, steps):
+    pipeline = load_pretrained(name)
+    assert tuple(pipeline.config.class_names) == CLASS_NAMES
+    assert own_sampler(pipeline.scheduler) == {"scheduler": sampler, "steps": steps}
+    pipeline.scheduler = make_scheduler(sampler, pipeline.scheduler.config)
+    images = draw_samples(pipeline, SamplingConfig(steps=steps, scheduler=sampler))
+    _, seen = judge_images(load_judge(), quantised(images))
+    right = seen == torch.arange(10).repeat_interleave(10)
+    assert right.float().mean() > 0.75  # 0.93 of real images
+
+
+def test_the_student_comes_with_its_scheduler():
+    assert isinstance(load_pretrained("student").scheduler, LCMScheduler)
+
+
+def test_all_weights_that_ship_are_small_and_safe():
+    weights = [path for path in pretrained.FOLDER.rglob("*") if path.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
+    assert {path.suffix for path in weights} == {".safetensors"}
+    assert sum(path.stat().st_size for path in [*weights, WEIGHTS]) < 10_000_000
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_sums_are_of_all_files(name):
+    folder = pretrained.FOLDER / name
+    listed = {folder / line.split(maxsplit=1)[1] for line in (folder / pretrained.SUMS).read_text().splitlines()}
+    assert listed == {path for path in folder.rglob("*") if path.is_file() and path.name != pretrained.SUMS}
+    assert (folder / "README.md").is_file()
+
+
+def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
+    shutil.copytree(pretrained.FOLDER, tmp_path / "weights")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(sys, "argv", ["sample.py"])
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "weights" / "teacher" / "unet" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        run(sample.main)
+    assert ended.value.code == 2
+    assert "is not the file that was shipped (its SHA-256 differs)" in capsys.readouterr().err
+    assert not (tmp_path / "samples.png").exists()
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="safetensors is missing; install the package again"):
+        load_pretrained()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="there is no pretrained 'techer' .did you mean 'teacher'"):
+        load_pretrained("techer")
+    with pytest.raises(FileNotFoundError, match="techer is not a saved pipeline"):
+        find_pipeline("techer")
+
+
+def test_the_first_command_draws_a_class_a_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--labels", "all"])
+    sample.main()
+    assert capsys.readouterr().out == "grid: samples.png\n"
+    with Image.open(tmp_path / "samples.png") as grid:
+        assert grid.size == (10 * 66 + 2, 10 * 66 + 2)
