@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import LCMScheduler, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive, check_seed
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
 from pipelines.guidance import Guidance
-from pipelines.schedulers import check_scheduler_name, check_steps
+from pipelines.schedulers import check_scheduler_name, check_steps, distilled_calls
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,10 @@ class SamplingConfig:
         Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
-def is_distilled(scheduler: SchedulerMixin) -> bool:
-    """Return whether a network that comes with this scheduler is a student (`denoiser.training.distillation`)."""
-    return isinstance(scheduler, LCMScheduler)
-
-
 def own_sampler(scheduler: SchedulerMixin) -> dict[str, Any]:
     """Return the sampler and its steps for a network that comes with this scheduler."""
-    if is_distilled(scheduler):
-        return {"scheduler": "lcm", "steps": 4}
+    if calls := distilled_calls(scheduler):
+        return {"scheduler": "lcm", "steps": calls}
     return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 
 

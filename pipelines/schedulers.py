@@ -24,7 +24,7 @@ _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 
 # These step in x / a, where x = a x_0 + s e, and do not clip: an error of the predicted noise counts sigma = s / a
 # times. The cosine schedule ends at a sigma of 20,000, where the least error drowns the image; 80 is noise enough for
-# data in [-1, 1] (Karras et al. 2022, table 1).
+# data in [-1, 1] (Karras et al. 2022, table 1), and the timesteps beyond share that level.
 _IN_SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
 _LARGEST_SIGMA = 80.0
 
@@ -56,9 +56,14 @@ def check_scheduler_name(name: str) -> None:
 
 def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     """Raise `ValueError` unless the scheduler can take this number of steps."""
-    most = scheduler.config.num_train_timesteps
+    most = distilled_calls(scheduler) or scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
         raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
+
+
+def distilled_calls(scheduler: SchedulerMixin) -> int | None:
+    """Return in how many calls a network that comes with this scheduler was distilled to draw; None if it was not."""
+    return _distilled_calls(scheduler.config)
 
 
 def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
@@ -79,19 +84,23 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     Timesteps are spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
 
     Raises:
-        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule or prediction type.
+        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule or prediction type,
+            or with a distilled network.
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
+    calls = _distilled_calls(config)
     if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
-        options = {**options, "original_inference_steps": config["num_train_timesteps"]}
+        options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
+    elif calls:
+        raise ValueError(f"scheduler '{name}' cannot draw with a network distilled to draw in {calls} calls; use lcm")
     try:
-        if scheduler_class in _IN_SIGMA_SPACE:
-            config = _bounded_noise(config)
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
         _check_prediction_type(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
+    if scheduler_class in _IN_SIGMA_SPACE:
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.clamp(min=1 / (1 + _LARGEST_SIGMA**2))
     return scheduler
 
 
@@ -103,11 +112,9 @@ def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any
     return scheduler_class(**{key: config[key] for key in _TRAINED_WITH if key in config and key in known}, **options)
 
 
-def _bounded_noise(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the config with noise levels up to `_LARGEST_SIGMA`: its last timesteps share that."""
-    signal = build_scheduler(DDPMScheduler, config).alphas_cumprod.double().clamp(min=1 / (1 + _LARGEST_SIGMA**2))
-    betas = 1 - signal / torch.cat([torch.ones(1), signal[:-1]])
-    return {**config, "trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
+def _distilled_calls(config: dict[str, Any]) -> int | None:
+    calls = config.get("original_inference_steps", config["num_train_timesteps"])
+    return calls if calls < config["num_train_timesteps"] else None
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:

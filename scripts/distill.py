@@ -10,6 +10,7 @@ from dataclasses import fields
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.training import Trainer, start_accelerator
+from denoiser.training.command import train_and_tell
 from denoiser.training.distillation import DistillationRun, Distiller, student_of
 from denoiser.training.processes import check_launch
 from pipelines import find_pipeline
@@ -38,13 +39,7 @@ def main() -> None:
     learner = Distiller(config.distillation, teacher, config.training, model, scheduler, accelerator, images)
     command = shlex.join(["accelerate", "launch", *sys.argv])
     trainer = Trainer(config, model, scheduler, accelerator, images, held_out, command, learner)
-    if trainer.finished:
-        accelerator.print(f"the run in {trainer.folder.path} is finished: {trainer.folder.pipeline}")
-        return
-    accelerator.print(f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
-    trainer.train()
-    accelerator.print(f"\nrun folder:   {trainer.folder.path}\npipeline:     {trainer.folder.pipeline}")
-    accelerator.print(f"next: python scripts/sample.py --pipeline {trainer.folder.pipeline}")
+    train_and_tell(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from denoiser.training.card import update_card
 from denoiser.training.processes import check_launch, share_out
 from denoiser.training.tracking import start_wandb
 from pipelines import DenoisingPipeline, find_pipeline
-from pipelines.sampling import is_distilled, own_sampler
+from pipelines.sampling import own_sampler
+from pipelines.schedulers import distilled_calls
 
 
 def build_parser() -> Parser:
@@ -58,7 +59,7 @@ def from_pipeline(
     if pipeline.image_shape != IMAGE_SHAPE:
         raise ValueError(f"the pipeline draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
     conditional = pipeline.num_classes is not None
-    distilled = "the network is distilled, for a few noise levels only" if is_distilled(pipeline.scheduler) else None
+    distilled = "the network is distilled, for a few noise levels only" if distilled_calls(pipeline.scheduler) else None
     sections = config.choose_sections(distilled, conditional, conditional and hasattr(pipeline.unet, "null_label"))
     pipeline.to(accelerator.device)
     in_best_layout(pipeline.unet)

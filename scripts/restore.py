@@ -24,7 +24,8 @@ from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_ima
 from pipelines.classes import Label
 from pipelines.images import PICTURES, check_new_folder, check_picture_path, in_unit_range
 from pipelines.restoration import denoised, inpainted, inverted, reconstructed
-from pipelines.sampling import image_labels, is_distilled, parse_labels
+from pipelines.sampling import image_labels, parse_labels
+from pipelines.schedulers import distilled_calls
 
 UNDAMAGED = "undamaged"
 Labels = list[Label] | None
@@ -189,7 +190,7 @@ def main() -> None:
         check_seed(options.seed)
     labels = None if options.labels is None else parse_labels(options.labels)
     pipeline = find_pipeline(options.pipeline).to(PartialState().device)
-    if is_distilled(pipeline.scheduler):
+    if distilled_calls(pipeline.scheduler):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")
     in_best_layout(pipeline.unet)
     images = read_images(options, pipeline.image_shape)

@@ -19,7 +19,7 @@ from denoiser.benchmark.machine import processor
 from denoiser.checks import pair
 from denoiser.evaluation.judge import IMAGE_SHAPE
 from denoiser.training.command import parse_run
-from denoiser.training.config import RunConfig, resolved
+from denoiser.training.config import RunConfig, components, settings
 
 # Settings that decide what is written when and where, not what a training comes to.
 _ASIDE = ("output_dir", "data", "tracking", "resume")
@@ -116,13 +116,12 @@ def fingerprint(entry: Entry, config: RunConfig, model: ModelMixin, scheduler: D
     shape = (model.config.in_channels, *pair(model.config.sample_size))
     if shape != IMAGE_SHAPE:
         raise ValueError(f"the network makes images of {shape} (channels, height, width), the judge sees {IMAGE_SHAPE}")
-    settings = {name: value for name, value in resolved(config, model, scheduler).items() if name not in _ASIDE}
-    settings["training"] = {
-        name: value for name, value in settings["training"].items() if name not in _ASIDE_IN_TRAINING
-    }
-    settings["ema_powers"] = list(entry.ema_powers)
+    described = {**settings(config), **components(model, scheduler)}
+    kept = {name: value for name, value in described.items() if name not in _ASIDE}
+    kept["training"] = {name: value for name, value in kept["training"].items() if name not in _ASIDE_IN_TRAINING}
+    kept["ema_powers"] = list(entry.ema_powers)
     versions = {name: found[0].version for name in _PACKAGES if (found := [*distributions(name=name)])}
-    return {"settings": settings, "code": _code_hash(), "versions": versions, "processor": processor()}
+    return {"settings": kept, "code": _code_hash(), "versions": versions, "processor": processor()}
 
 
 def digest(facts: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from denoiser.evaluation.markdown import distances, render_probe
 from denoiser.files import atomic_path
 from denoiser.training.checkpoint import Progress
 from pipelines import DenoisingPipeline, SamplingConfig
+from pipelines.schedulers import distilled_calls
 
 CARD_FILE, GRID_FILE = "README.md", "samples.png"
 _EVALUATION = re.compile(r"(<!-- evaluation -->\n).*(<!-- end of evaluation -->)", re.DOTALL)
@@ -20,7 +21,7 @@ _TEMPLATE = """
 # DDPM with {network}
 
 A `{network}` of {parameters:,} parameters that predicts `{prediction_type}` for a DDPM of {timesteps} timesteps,
-trained for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are a running average of
+{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are a running average of
 those that were trained.
 
 ![samples](samples.png)
@@ -67,6 +68,7 @@ def write_card(
         command: What made the pipeline, or None if it was trained from Python.
     """
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
+    calls = distilled_calls(pipeline.scheduler)
     data = ModelCardData(
         library_name="diffusers",
         license="mit",
@@ -79,6 +81,7 @@ def write_card(
         parameters=pipeline.unet.num_parameters(),
         prediction_type=config.prediction_type,
         timesteps=config.num_train_timesteps,
+        made=f"distilled to draw in up to {calls} calls," if calls else "trained",
         steps=progress.step,
         minutes=progress.seconds / 60,
         shape="x".join(map(str, pipeline.image_shape)),

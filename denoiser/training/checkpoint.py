@@ -14,7 +14,12 @@ from safetensors.torch import load_file, save_file
 
 PREFIX = "step-"
 STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
-BOUND_TO = {"model": "another architecture", "scheduler": "another noise schedule", "optimizer": "another optimizer"}
+BOUND_TO = {
+    "model": "another architecture",
+    "scheduler": "another noise schedule",
+    "optimizer": "another optimizer",
+    "distillation": "another distillation, or none",
+}
 STATE_KEYS = {"progress", "ema_steps", *BOUND_TO}
 
 
@@ -87,7 +92,7 @@ def save_checkpoint(
 
 
 def check_trained(path: Path, trained: dict[str, Any]) -> None:
-    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule or optimizer."""
+    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule, optimizer or distillation."""
     state = _read_state(path)
     for part, what in BOUND_TO.items():
         if difference := _difference(state[part], trained[part]):

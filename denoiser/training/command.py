@@ -1,7 +1,9 @@
-"""What `scripts/train.py` is told: its command line, and the run that this describes."""
+"""What a training command is told, and what it tells: its command line, the run that this describes, and its end."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler, ModelMixin
@@ -9,6 +11,7 @@ from diffusers import DDPMScheduler, ModelMixin
 from denoiser.checks import check_seed
 from denoiser.cli import Parser
 from denoiser.training.config import RunConfig
+from denoiser.training.trainer import Trainer
 
 
 def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
@@ -31,3 +34,27 @@ def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple
     built = parser.instantiate(namespace)
     config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
     return config, built.model, built.scheduler
+
+
+def train_and_tell(trainer: Trainer, what: str) -> None:
+    """Train to the end; say what is trained, what was made and what to type next."""
+    accelerator, folder = trainer.accelerator, trainer.folder
+    if trainer.finished:
+        accelerator.print(f"the run in {folder.path} is finished: {folder.pipeline}")
+        return
+    accelerator.print(
+        f"{what}: {accelerator.num_processes} process(es), {accelerator.device}, "
+        f"precision {accelerator.mixed_precision}, from step {trainer.step}"
+    )
+    sync_command = trainer.train()
+    accelerator.print(f"\nrun folder:   {folder.path}\npipeline:     {folder.pipeline}")
+    accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
+    if sync_command:
+        accelerator.print(f"logged offline; to upload: {sync_command}")
+    accelerator.print(f"next: {_python()} scripts/sample.py --pipeline {folder.pipeline}")
+
+
+def _python() -> str:
+    """Return what to type for this Python: its path from here if it is below, as a virtual environment's is."""
+    executable = Path(sys.executable)
+    return str(executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else executable)

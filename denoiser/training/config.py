@@ -165,14 +165,9 @@ def components(model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
     return {"model": architecture(model), "scheduler": _public(scheduler.config)}
 
 
-def trained(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Return what a checkpoint is bound to, as plain values: architecture, noise schedule, kind of optimizer."""
-    return {**components(model, scheduler), "optimizer": {"name": config.training.optimizer}}
-
-
-def resolved(config: RunConfig, model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Return every setting of a run as plain values, in the shape of a config file."""
-    return {**_plain(asdict(config)), **components(model, scheduler)}
+def settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of a run as plain values, in the shape of a config file."""
+    return _plain(asdict(config))
 
 
 def _public(component_config: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """One training step, and all that it changes: the weights, the optimizer's state, the average of the weights."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
@@ -13,7 +15,7 @@ from denoiser.embeddings import drop_labels
 from denoiser.randomness import NETWORK, seeded_generator
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import learning_rate
-from denoiser.training.config import TrainingConfig
+from denoiser.training.config import TrainingConfig, components
 from denoiser.training.draws import Draws, draw
 from denoiser.training.metrics import Window
 from denoiser.training.noise_levels import loss_weights, timestep_table
@@ -41,6 +43,7 @@ class Learner:
         optimizers: All that the steps are taken with, the model's first.
         own_scheduler: What the pipeline of the trained network is saved with.
         denoises: Whether the network learns to denoise at every noise level, so that a loss on held-out images tells.
+        distillation: What a checkpoint of a distillation is bound to besides; empty for a training.
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the optimizer is missing.
@@ -61,21 +64,22 @@ class Learner:
         self.raw_model: ModelMixin = model
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
-        if training.channels_last:
-            in_best_layout(model)
         self._check_images()
         check_noise_schedule(scheduler)
 
-        if training.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
         self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
         self.loss_weights = loss_weights(scheduler, training.loss_weighting).to(accelerator.device)
-        self.model, optimizer = accelerator.prepare(model, make_optimizer(training, model))
-        self.optimizers = [optimizer]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.model = self._prepare(model)
         self.own_scheduler: SchedulerMixin = scheduler
+        self.distillation: dict[str, Any] = {}
         self.ema = self.new_average(training.ema_power)
         self.step = 0
         self.window = self.new_window()
+
+    def described(self) -> dict[str, Any]:
+        """Return what the config file of a run names besides the run's settings."""
+        return components(self.raw_model, self.scheduler)
 
     def new_window(self) -> Window:
         """Return an empty window for the figures to come."""
@@ -128,6 +132,16 @@ class Learner:
         """Images in a step: of all processes and all accumulated passes."""
         training = self.training
         return training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps
+
+    def _prepare(self, model: ModelMixin) -> nn.Module:
+        """Return a network made ready to be trained, and add its optimizer."""
+        if self.training.channels_last:
+            in_best_layout(model)
+        if self.training.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        prepared, optimizer = self.accelerator.prepare(model, make_optimizer(self.training, model))
+        self.optimizers.append(optimizer)
+        return prepared
 
     def _learn(self) -> Tensor:
         """Change the weights once; returns this process's loss."""

@@ -15,7 +15,7 @@ from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
 from denoiser.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from denoiser.training.config import RunConfig, resolved, trained
+from denoiser.training.config import RunConfig, components, settings
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder
@@ -58,7 +58,7 @@ class Trainer:
 
     Raises:
         ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
-            is of another architecture, noise schedule or optimizer.
+            is of another architecture, noise schedule, optimizer or distillation.
         FileExistsError: If the run folder holds a run already and the config does not resume it.
         FileNotFoundError: If the checkpoint to resume from is none.
         OSError: If the run folder cannot be written.
@@ -79,14 +79,14 @@ class Trainer:
         self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
         self.command = command
         self.learner = learner or Learner(training, model, scheduler, accelerator, images)
-        self.sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
+        self.sampler = make_scheduler(config.sampling.scheduler, self.learner.own_scheduler.config)
         check_sampling(config.sampling, model, self.sampler)
         self.probe: Probe | None = None
         if held_out is not None:
             self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
-        self.last_checkpoint = self.folder.claim(config.resume, trained(config, model, scheduler))
+        self.last_checkpoint = self.folder.claim(config.resume, self._bound_to())
         accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
         progress = Progress()
         if self.last_checkpoint is not None:
@@ -116,10 +116,10 @@ class Trainer:
         Raises:
             FloatingPointError: If the loss or the gradient is not finite.
         """
-        settings = resolved(self.config, self.learner.raw_model, self.scheduler)
-        tracker = Tracker(self.accelerator, self.config.tracking, self.folder, settings, self.step)
+        described = {**settings(self.config), **self.learner.described()}
+        tracker = Tracker(self.accelerator, self.config.tracking, self.folder, described, self.step)
         if self.accelerator.is_main_process:
-            self.folder.start(settings)
+            self.folder.start(described)
         self.budget.start()
         with self._progress_bar() as bar:
             progress = self.budget.progress(self.step, self.accelerator)
@@ -205,9 +205,18 @@ class Trainer:
             self.folder.checkpoints,
             Progress(self.step, self.budget.seconds),
             self.learner.ema,
-            trained(self.config, self.learner.raw_model, self.scheduler),
+            self._bound_to(),
             self.training.checkpoints_kept,
         )
+
+    def _bound_to(self) -> dict[str, Any]:
+        """Return what a checkpoint is bound to, as plain values."""
+        learner = self.learner
+        return {
+            **components(learner.raw_model, learner.scheduler),
+            "optimizer": {"name": self.training.optimizer},
+            "distillation": learner.distillation,
+        }
 
     def _progress_bar(self) -> "tqdm[Any]":
         by_clock = self.budget.max_seconds is not None
