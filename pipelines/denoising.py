@@ -160,7 +160,8 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(f"image is {tuple(image.shape)}; expected {tuple(noise.shape)}, as many and as large")
         if not 0 < strength <= 1:
             raise ValueError(f"strength is {strength}; it must be above 0 and up to 1")
-        skipped = (steps - math.ceil(strength * steps)) * self.scheduler.order
+        taken = math.ceil(round(strength * steps, 9))  # 0.7 of 10 steps are 7, not the 8 of floating point
+        skipped = (steps - taken) * self.scheduler.order
         if hasattr(self.scheduler, "set_begin_index"):  # DDPM and DDIM go by the timestep alone
             self.scheduler.set_begin_index(skipped)
         timesteps = self.scheduler.timesteps[skipped:]

@@ -1,5 +1,6 @@
 """Ways to look at what a diffusion model does: noise that comes, and images between two others."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,9 +42,14 @@ def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
         one: Noise, of any shape.
         other: Of the same shape.
         share: Of the other, 0 to 1.
+
+    Raises:
+        ValueError: If they are opposite, where no way is the shortest.
     """
     cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0).clamp(-1, 1)
     angle = torch.arccos(cosine)
+    if angle > math.pi - 1e-3:
+        raise ValueError("the one noise is the other's opposite; there is no shortest way between them")
     if share in (0, 1) or angle < 1e-4:
         return torch.lerp(one, other, share)
     return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)

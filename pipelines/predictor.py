@@ -30,8 +30,23 @@ def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal:
 
 def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
     """Return `clean_image` at a scheduler's training timestep: a scalar, or `(batch,)`."""
+    signal = _signal(scheduler, timestep, noisy)
+    return clean_image(scheduler.config.prediction_type, noisy, prediction, signal)
+
+
+def predicted_noise(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
+    """Return the noise that a prediction at a scheduler's training timestep means: a scalar, or `(batch,)`."""
+    if scheduler.config.prediction_type == "epsilon":
+        return prediction
+    signal = _signal(scheduler, timestep, noisy)
+    image = clean_image(scheduler.config.prediction_type, noisy, prediction, signal)
+    return (noisy - signal.sqrt() * image) / (1 - signal).sqrt()
+
+
+def _signal(scheduler: SchedulerMixin, timestep: Tensor, noisy: Tensor) -> Tensor:
+    """Return the power of the image at each timestep, `(1 or batch, 1, 1, 1)`."""
     signal = scheduler.alphas_cumprod[timestep.long().flatten().cpu()].to(noisy.device)
-    return clean_image(scheduler.config.prediction_type, noisy, prediction, rearrange(signal, "batch -> batch 1 1 1"))
+    return rearrange(signal, "batch -> batch 1 1 1")
 
 
 class Predictor:

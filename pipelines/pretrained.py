@@ -40,7 +40,7 @@ def check_sums(folder: Path) -> None:
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(f"{folder / SUMS} is missing; install the package again")
     for line in (folder / SUMS).read_text().splitlines():
-        digest, name = line.split(maxsplit=1)
+        digest, _, name = line.partition("  ")
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; install the package again")

@@ -15,7 +15,7 @@ from torch import Tensor
 from denoiser.checks import check_positive
 from pipelines.classes import Label
 from pipelines.denoising import CALL_SIZE, DenoisingPipeline, image_generators
-from pipelines.predictor import Predictor, predicted_image
+from pipelines.predictor import Predictor, predicted_image, predicted_noise
 from pipelines.schedulers import build_scheduler, check_steps
 
 
@@ -48,7 +48,7 @@ def denoised(
         labels: Their classes, if known.
 
     Raises:
-        ValueError: If sigma is not above 0 or beyond the noise that the network was trained with.
+        ValueError: If sigma is not above 0, beyond the noise that the network was trained with, or not one an image.
     """
     scheduler, device = pipeline.scheduler, pipeline.unet.device
     signal = scheduler.alphas_cumprod.double().cpu()
@@ -56,7 +56,10 @@ def denoised(
     if sigma is None:
         levels = estimated_noise(noisy).double().clamp(of_training[0], of_training[-1])
     else:
-        levels = torch.as_tensor(sigma, dtype=torch.float64).flatten().expand(len(noisy))
+        levels = torch.as_tensor(sigma, dtype=torch.float64).flatten()
+        if len(levels) not in (1, len(noisy)):
+            raise ValueError(f"{len(levels)} values of sigma for {len(noisy)} images; give one, or one for each image")
+        levels = levels.expand(len(noisy))
     if not ((levels > 0) & (levels <= of_training[-1])).all():
         raise ValueError(
             f"sigma is {float(levels.min()):g} to {float(levels.max()):g}; it must be above 0 and up to "
@@ -82,27 +85,30 @@ def inpainted(
     """Fill the unknown pixels, by denoising them beside the known ones, noised alike (Lugmayr et al. 2022, RePaint).
 
     Args:
-        pipeline: Its network must predict noise.
+        pipeline: Whose network.
         images: What is unknown of them counts for nothing.
         known: 1 where a pixel is known, 0 where it is to be filled; shaped as the images, or with sides of 1 for all
             images or channels alike.
         labels: The images' classes, if known.
-        steps: Steps of the denoising.
+        steps: Steps of the denoising; they divide the number of training timesteps.
         jump_length: Steps that are taken back and again, so that both parts come to agree.
-        resamplings: How often each of them is taken.
+        resamplings: How often each step is taken but the noisiest `jump_length`; 1 is never again.
         seed: Image i is filled by (seed, i).
 
     Raises:
-        ValueError: If the mask does not fit, the network predicts something else, or a count is wrong.
+        ValueError: If the mask does not fit or leaves nothing, or a count is wrong.
     """
-    if pipeline.scheduler.config.prediction_type != "epsilon":
-        raise ValueError("RePaint needs a network that predicts the noise (prediction_type epsilon)")
     if known.ndim != 4 or any(side not in (1, full) for side, full in zip(known.shape, images.shape, strict=True)):
         raise ValueError(f"the mask is {tuple(known.shape)}, the images are {tuple(images.shape)}; they do not fit")
     if not ((known == 0) | (known == 1)).all():
         raise ValueError("the mask has other values than 0 (to be filled) and 1 (known)")
+    if not known.flatten(1).any(dim=1).all():
+        raise ValueError("the mask leaves no pixel that is known; to draw whole images is what scripts/sample.py does")
     check_positive(jump_length=jump_length, resamplings=resamplings)
     check_steps(steps, pipeline.scheduler)
+    stride, rest = divmod(pipeline.scheduler.config.num_train_timesteps, steps)
+    if rest:  # RePaintScheduler would start from less noise than there is
+        raise ValueError(f"steps is {steps}; it must divide the {steps * stride + rest} training timesteps")
     device = pipeline.unet.device
     scheduler = build_scheduler(RePaintScheduler, pipeline.scheduler.config, eta=1.0)  # DDPM's noise, as in the paper
     scheduler.set_timesteps(steps, jump_length, resamplings, device=device)
@@ -110,12 +116,16 @@ def inpainted(
     generators = image_generators(seed, range(len(images)))
     images, known = images.to(device), known.to(device, images.dtype)
     sample = randn_tensor(tuple(images.shape), generator=generators, device=device)
+    signal = torch.cat([torch.ones(stride), scheduler.alphas_cumprod]).to(device)  # of timestep t at t + stride
     last = scheduler.timesteps[0] + 1
     for timestep in scheduler.timesteps:
         if timestep < last:
-            sample = scheduler.step(predict(sample, timestep), timestep, sample, images, known, generators).prev_sample
-        else:
-            sample = scheduler.undo_step(sample, last, generators)
+            noise = predicted_noise(pipeline.scheduler, sample, predict(sample, timestep), timestep)
+            sample = scheduler.step(noise, timestep, sample, images, known, generators).prev_sample
+        else:  # noise a step's worth again, which the scheduler's own `undo_step` does with other timesteps' noise
+            kept = signal[last + stride] / signal[last]
+            noise = randn_tensor(tuple(sample.shape), generator=generators, device=device)
+            sample = kept.sqrt() * sample + (1 - kept).sqrt() * noise
         last = timestep
     return (known * images + (1 - known) * sample).clamp(-1, 1)
 
@@ -145,12 +155,13 @@ def inverted(
     """
     check_positive(iterations=iterations)
     predict = _predictor(pipeline, len(images), labels)
-    scheduler = _ddim(DDIMInverseScheduler, pipeline, steps)
+    scheduler = _ddim(DDIMInverseScheduler, pipeline, steps)  # which takes another prediction to be at another level
     sample = images.to(pipeline.unet.device)
     for timestep in scheduler.timesteps[:-1]:
         noisier = sample
         for _ in range(iterations):
-            noisier = scheduler.step(predict(noisier, timestep), timestep, sample).prev_sample
+            noise = predicted_noise(pipeline.scheduler, noisier, predict(noisier, timestep), timestep)
+            noisier = scheduler.step(noise, timestep, sample).prev_sample
         sample = noisier
     return sample
 
@@ -170,7 +181,8 @@ def reconstructed(
     predict = _predictor(pipeline, len(noisy), labels)
     scheduler = _ddim(DDIMScheduler, pipeline, steps)
     for timestep in scheduler.timesteps[1:]:
-        noisy = scheduler.step(predict(noisy, timestep), timestep, noisy).prev_sample
+        noise = predicted_noise(pipeline.scheduler, noisy, predict(noisy, timestep), timestep)
+        noisy = scheduler.step(noise, timestep, noisy).prev_sample
     return noisy.clamp(-1, 1)
 
 
@@ -178,8 +190,8 @@ def _ddim(scheduler_class: type[SchedulerMixin], pipeline: DenoisingPipeline, st
     check_steps(steps, pipeline.scheduler)
     if steps < 2:
         raise ValueError(f"steps is {steps}; give at least 2, the noisiest of which is left out")
-    options = {"clip_sample": False, "timestep_spacing": "trailing"}
-    scheduler = build_scheduler(scheduler_class, pipeline.scheduler.config, **options)
+    config = {**pipeline.scheduler.config, "prediction_type": "epsilon"}
+    scheduler = build_scheduler(scheduler_class, config, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(steps, device=pipeline.unet.device)
     return scheduler
 

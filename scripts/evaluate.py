@@ -24,7 +24,7 @@ from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
 from denoiser.training.processes import check_launch, share_out
 from denoiser.training.tracking import start_wandb
-from pipelines import DenoisingPipeline, find_pipeline
+from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
 from pipelines.sampling import own_sampler
 from pipelines.schedulers import distilled_calls
 
@@ -35,7 +35,9 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument("--pipeline", type=str | None, help="folder of a saved pipeline, or teacher, or student")
     parser.add_argument("--images", type=str | None, help="folder of PNG files, or an .npz file, in its place")
-    parser.add_argument("--output_dir", type=str | None, help="folder of the report (default: that of what is judged)")
+    parser.add_argument(
+        "--output_dir", type=str | None, help="folder of the report (default: that of what is judged, or runs/teacher)"
+    )
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     add_sampling_arguments(parser, EvaluationConfig)
     parser.add_class_arguments(TrackingConfig, "tracking")
@@ -101,7 +103,9 @@ def main() -> None:
     pipeline = None if options.pipeline is None else find_pipeline(options.pipeline)
     config = sampling_config(EvaluationConfig, options, {} if pipeline is None else own_sampler(pipeline.scheduler))
     judged = Path(options.pipeline or options.images)
-    folder = Path(options.output_dir) if options.output_dir else judged.absolute().parent
+    shipped = options.pipeline in PRETRAINED
+    beside = Path("runs") / judged if shipped else judged.absolute().parent
+    folder = Path(options.output_dir) if options.output_dir else beside
     check_report_folder(folder)
     tracked = options.tracking.mode != "disabled"
     use_all_cores(PartialState(cpu=must_use_cpu()))
@@ -134,7 +138,7 @@ def main() -> None:
         accelerator.log(flat_figures(report))
         for tracker in accelerator.trackers:
             tracker.log_images({name: [picture] for name, picture in pictures.items()})
-        if options.pipeline and not options.output_dir:
+        if options.pipeline and not options.output_dir and not shipped:
             update_card(judged, report)
     accelerator.end_training()
 

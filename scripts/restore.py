@@ -59,7 +59,7 @@ def task_parser(task: str) -> Parser:
     match task:
         case "denoise":
             parser.add_argument(
-                "--sigma", type=float | None, help="noise in the images, in [-1, 1] (default: estimated)"
+                "--sigma", type=float | None, help="its standard deviation, images in [-1, 1] (default: estimated)"
             )
             parser.add_argument("--noise", type=float | None, help="noise to add first, to see what comes back")
             parser.add_argument("--seed", type=int, default=0, help="of the noise to add")
@@ -163,6 +163,10 @@ def read_images(options: Any, shape: tuple[int, int, int]) -> Tensor:
         images, _ = load_images(Path(options.images), shape)
     else:
         check_positive(num_images=options.num_images)
+        if shape[0] != 1:
+            raise ValueError(
+                f"the pipeline draws images of {shape[0]} channels, FashionMNIST's are grey; give --images"
+            )
         images = load_fashion_mnist(options.data_root, "test", shape[1:]).images[: options.num_images]
     return images.float() / 127.5 - 1
 

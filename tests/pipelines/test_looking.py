@@ -15,6 +15,8 @@ def test_noise_between_two_noises_is_as_large():
     middle = slerp(one, other, 0.5)
     assert float(middle.norm()) == pytest.approx((float(one.norm()) + float(other.norm())) / 2, rel=0.02)
     assert torch.equal(slerp(one, one, 0.3), one)
+    with pytest.raises(ValueError, match="opposite"):
+        slerp(one, -one, 0.3)
 
 
 def test_an_interpolation_goes_from_one_seeds_image_to_the_others():

@@ -60,6 +60,12 @@ def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2
     assert "is not the file that was shipped (its SHA-256 differs)" in capsys.readouterr().err
     assert not (tmp_path / "samples.png").exists()
+    sums = tmp_path / "weights" / "teacher" / pretrained.SUMS
+    text = sums.read_text()
+    sums.write_text("damaged\n" + text)
+    with pytest.raises(FileNotFoundError, match="is missing; install the package again"):
+        load_pretrained()
+    sums.write_text(text)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors is missing; install the package again"):
         load_pretrained()

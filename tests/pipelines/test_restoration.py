@@ -74,6 +74,11 @@ def test_noise_that_the_network_does_not_know_is_refused(pipeline, flat_images, 
         denoised(pipeline, flat_images, sigma)
 
 
+def test_one_noise_level_or_one_an_image(pipeline, flat_images):
+    with pytest.raises(ValueError, match="3 values of sigma for 40 images"):
+        denoised(pipeline, flat_images, torch.full((3,), 0.5))
+
+
 def test_a_hole_is_filled_with_what_the_known_pixels_tell(pipeline, flat_images):
     known = torch.ones(1, 1, 16, 16)
     known[..., 4:12, 4:12] = 0
@@ -91,7 +96,9 @@ def test_a_hole_is_filled_with_what_the_known_pixels_tell(pipeline, flat_images)
         (torch.ones(1, 1, 16, 8), {}, r"the mask is \(1, 1, 16, 8\), the images are .*; they do not fit"),
         (torch.ones(16, 16), {}, "they do not fit"),
         (torch.full((1, 1, 16, 16), 0.5), {}, "other values than 0"),
+        (torch.zeros(1, 1, 16, 16), {}, "leaves no pixel that is known"),
         (torch.ones(1, 1, 16, 16), {"steps": 0}, "0 inference steps"),
+        (torch.ones(1, 1, 16, 16), {"steps": 30}, "steps is 30; it must divide the 1000 training timesteps"),
         (torch.ones(1, 1, 16, 16), {"resamplings": 0}, "resamplings is 0"),
     ],
 )
@@ -100,10 +107,45 @@ def test_what_cannot_be_inpainted_is_refused(pipeline, flat_images, known, optio
         inpainted(pipeline, flat_images, known, **options)
 
 
-def test_repaint_wants_a_network_that_predicts_noise(flat_images):
-    pipeline = DenoisingPipeline(GaussianDenoiser(), DDPMScheduler(prediction_type="v_prediction"))
-    with pytest.raises(ValueError, match="predicts the noise"):
-        inpainted(pipeline, flat_images, torch.ones(1, 1, 16, 16))
+def test_repaint_takes_steps_back_to_the_noise_that_they_started_from():
+    network, powers = GaussianDenoiser(), []
+
+    def black(sample, timestep, class_labels=None):
+        """Take every image for one of zeros, so that there is noise and nothing else, of a power that is known."""
+        noise = sample / (1 - network.signal[timestep][:, None, None, None]).sqrt()
+        powers.append(noise[:, :, :8].square().mean())
+        return UNet2DOutput(sample=noise)
+
+    network.forward = black
+    known = torch.ones(1, 1, 16, 16)
+    known[:, :, :8] = 0
+    pipeline = DenoisingPipeline(network, DDPMScheduler())
+    inpainted(pipeline, torch.zeros(64, 1, 16, 16), known, steps=50, jump_length=10, resamplings=5)
+    torch.testing.assert_close(torch.stack(powers), torch.ones(210), atol=0.08, rtol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_it_makes_no_difference_what_the_network_predicts(pipeline, flat_images, prediction_type):
+    class Other(GaussianDenoiser):
+        def forward(self, sample, timestep, class_labels=None):
+            noise = super().forward(sample, timestep).sample
+            signal = self.signal[batched_timestep(timestep, sample)][:, None, None, None]
+            image = (sample - (1 - signal).sqrt() * noise) / signal.sqrt()
+            velocity = signal.sqrt() * noise - (1 - signal).sqrt() * image
+            return UNet2DOutput(sample=velocity if prediction_type == "v_prediction" else image)
+
+    other = DenoisingPipeline(Other(), DDPMScheduler(prediction_type=prediction_type))
+    known = torch.ones(1, 1, 16, 16)
+    known[..., 4:12, 4:12] = 0
+    close = {"atol": 2e-3, "rtol": 1e-3}
+    torch.testing.assert_close(inverted(other, flat_images), inverted(pipeline, flat_images), **close)
+    torch.testing.assert_close(
+        reconstructed(other, inverted(other, flat_images)),
+        reconstructed(pipeline, inverted(pipeline, flat_images)),
+        **close,
+    )
+    torch.testing.assert_close(inpainted(other, flat_images, known), inpainted(pipeline, flat_images, known), **close)
+    torch.testing.assert_close(denoised(other, flat_images, 0.5), denoised(pipeline, flat_images, 0.5), **close)
 
 
 def test_an_inverted_image_is_reconstructed(some_images):
@@ -118,6 +160,19 @@ def test_an_inverted_image_is_reconstructed(some_images):
     assert errors[-1] < 0.01
     with pytest.raises(ValueError, match="steps is 1; give at least 2"):
         inverted(pipeline, images, steps=1)
+
+
+def test_a_change_takes_its_share_of_the_steps(some_images):
+    pipeline, steps = make_pipeline(), []
+    images, _ = some_images.batch(torch.arange(2))
+    pipeline(
+        2,
+        image=images,
+        strength=0.7,
+        num_inference_steps=10,
+        callback_on_step_end=lambda *told: steps.append(told) or {},
+    )
+    assert len(steps) == 7
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "sde-dpmsolver++", "unipc", "euler", "heun"])

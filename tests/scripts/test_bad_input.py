@@ -164,7 +164,7 @@ def pipelines(tmp_path_factory):
     DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES).save_pretrained(folder / "classes")
     DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()).save_pretrained(folder / "plain")
     DenoisingPipeline(tiny_unet(sample_size=32), DDPMScheduler()).save_pretrained(folder / "large")
-    student = DDPMScheduler(prediction_type="v_prediction").config
+    student = {**DDPMScheduler(prediction_type="v_prediction").config, "original_inference_steps": 4}
     DenoisingPipeline(tiny_unet(), make_scheduler("lcm", student), CLASS_NAMES).save_pretrained(folder / "distilled")
     shutil.copytree(folder / "classes", folder / "damaged")
     (folder / "damaged" / "unet" / "config.json").write_text('{"_class_name": "UNet", "sample_size": 18}')
@@ -205,6 +205,8 @@ def pipelines(tmp_path_factory):
         ("classes", "--colums 3", "unknown option 'colums' (did you mean 'columns'?)"),
         ("classes", "--scheduler lcmm", "unknown scheduler 'lcmm' (did you mean 'lcm'?)"),
         ("classes", "--interpolate --seeds 1,2 --scheduler lcm", "adds noise in each step; choose ddim"),
+        ("distilled", "--steps 5", "5 inference steps were asked for; the scheduler takes 1 to 4"),
+        ("distilled", "--scheduler ddim", "cannot draw with a network distilled to draw in 4 calls; use lcm"),
     ],
 )
 def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
@@ -246,7 +248,9 @@ def pictures(tmp_path_factory):
         ("inpaint", "--hole 17", "hole is 17; it must be from 1 to 16 pixels"),
         ("inpaint", "--mask {}/large/00000.png", "00000.png is 28x28 L; it must be 16x16 L"),
         ("inpaint", "--mask {}/two", "has 2 masks"),
+        ("inpaint", "--hole 16", "the mask leaves no pixel that is known"),
         ("inpaint", "--hole 3 --steps 0", "0 inference steps"),
+        ("inpaint", "--hole 3 --steps 30", "steps is 30; it must divide the 1000 training timesteps"),
         ("inpaint", "--hole 3 --resamplings 0", "resamplings is 0"),
         ("change", "--strength 0", "strength is 0.0; it must be above 0"),
         ("change", "--scheduler dimm", "unknown scheduler 'dimm' (did you mean 'ddim'?)"),
@@ -271,6 +275,8 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.teacher nowhere", "nowhere is not a saved pipeline"),
         ("--distillation.teacher {}/distilled", "the teacher is distilled itself"),
         ("--distillation.calls 0", "calls is 0"),
+        ("--distillation.calls 2", "4 inference steps were asked for; the scheduler takes 1 to 2"),
+        ("--sampling.scheduler ddim", "cannot draw with a network distilled to draw in 4 calls; use lcm"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
         ("--training.gradient_accumulation_steps 2", "gradient_accumulation_steps must be 1 in a distillation"),
     ],
