@@ -6,22 +6,20 @@ denoisers: the teacher, which knows the data, and a critic, which learns what th
 another clean image than the teacher, the student's images lie too close together for the data or are none of them: the
 difference is the gradient of the divergence between the two distributions at that noise level.
 
-Each of the student's calls has a critic of its own: one for all would hold the calls to the right distribution only
-taken together, and lets one draw too dark where another draws too bright.
+The critic is told which call drew what it sees, as a part of the label: otherwise the calls would be held to the right
+distribution only taken together, and one might draw too dark where another draws too bright.
 """
 
 import copy
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.data import ImageSet
@@ -30,6 +28,7 @@ from denoiser.randomness import DISTILLATION, seeded_generator
 from denoiser.training.config import RunConfig, TrainingConfig
 from denoiser.training.learner import Learner
 from denoiser.training.objective import denoising_loss
+from denoiser.unet import UNet
 from pipelines import DenoisingPipeline, SamplingConfig, make_scheduler
 from pipelines.predictor import predicted_image
 from pipelines.schedulers import build_scheduler, distilled_calls
@@ -45,9 +44,9 @@ class DistillationConfig:
 
     Attributes:
         teacher: Pretrained pipeline by name, or folder of a saved one.
-        calls: Calls in which the student learns to draw, at most; they get as much training each, so that it draws in
-            fewer of them too.
-        critic_steps: Steps of a critic for each of the student's.
+        calls: Calls in which the student learns to draw, at most; each of their noise levels gets as much training, so
+            that it draws in fewer calls at some of them too.
+        critic_steps: Steps of the critic for each of the student's.
         denoising_steps: Steps at the start in which the student learns to predict velocities: the noise that the
             teacher predicts says nothing of the image where there is nothing but noise. They alone go by the training's
             `loss_weighting` and `log_normal_levels`.
@@ -64,7 +63,7 @@ class DistillationConfig:
 
 @dataclass(frozen=True)
 class DistillationRun(RunConfig):
-    """Everything that a distillation depends on; its learning rate is that of student and critics.
+    """Everything that a distillation depends on; its learning rate is that of student and critic.
 
     Attributes:
         sampling: How the grids of samples are made: by lcm, in as many steps as the student has calls, or fewer.
@@ -79,12 +78,30 @@ def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
     """Return a copy of the teacher's network to train, and its noise schedule with velocities to predict.
 
     Raises:
-        ValueError: If the teacher is a student itself.
+        ValueError: If the teacher is a student itself, or its network is none that the critic can be made of.
     """
     if distilled_calls(teacher.scheduler):
         raise ValueError("the teacher is distilled itself, for a few noise levels only; give what it was made from")
+    if not isinstance(teacher.unet, UNet):
+        raise ValueError(f"the teacher's network is a {type(teacher.unet).__name__}; only a UNet can be distilled")
     scheduler = build_scheduler(DDPMScheduler, {**teacher.scheduler.config, "prediction_type": "v_prediction"})
     return copy.deepcopy(teacher.unet), scheduler
+
+
+def critic_of(unet: UNet, calls: int) -> UNet:
+    """Return a copy of a teacher's network whose labels tell the call too, which makes no difference yet.
+
+    Label `call * rows + label` means what `label` means to the teacher, of `rows` labels, its null label the last; or
+    `call` alone if the teacher takes no labels.
+    """
+    rows = 1 if unet.null_label is None else unet.null_label + 1
+    critic = UNet.from_config({**unet.config, "num_class_embeds": calls * rows - 1})
+    table = critic.label_embedding.table
+    table.weight.data = torch.zeros_like(table.weight)
+    if unet.label_embedding is not None:
+        table.weight.data = unet.label_embedding.table.weight.repeat(calls, 1)
+    critic.load_state_dict({**unet.state_dict(), "label_embedding.table.weight": table.weight})
+    return critic
 
 
 class Distiller(Learner):
@@ -97,7 +114,8 @@ class Distiller(Learner):
         model: The student, from `student_of`.
         scheduler: The student's noise levels, likewise.
         accelerator: From `start_accelerator`.
-        images: Training set, to learn to denoise with at the start, and the labels of what is drawn then.
+        images: Training set; noised, they are what each call starts from (DMD2 has the student lead there, which here
+            let all calls follow the first into drawing one image a class).
 
     Raises:
         ValueError: As `Learner` does, or if gradients shall be accumulated.
@@ -123,7 +141,7 @@ class Distiller(Learner):
         self.own_scheduler = make_scheduler("lcm", {**scheduler.config, "original_inference_steps": distillation.calls})
         self.own_scheduler.set_timesteps(distillation.calls, device=accelerator.device)
         self.starts = self.own_scheduler.timesteps.clone()
-        self.critics = [self._prepare(copy.deepcopy(teacher.unet)) for _ in self.starts]
+        self.critic = self._prepare(critic_of(teacher.unet, distillation.calls))
         self.teacher = in_best_layout(copy.deepcopy(teacher.unet).to(accelerator.device)).eval().requires_grad_(False)
         self.distillation = {"calls": distillation.calls, "teacher": _sha256(teacher.unet)}
 
@@ -132,75 +150,55 @@ class Distiller(Learner):
         return {}
 
     def _learn(self) -> Tensor:
-        """Step with student and a critic; returns the critic's loss, or the student's own while it learns to denoise.
-
-        The calls take turns, a step each.
-        """
+        """Step with student and critic; returns the critic's loss, or the student's own while it learns to denoise."""
         if self.step < self.options.denoising_steps:
             return super()._learn()
         length, device = self.training.batch_size, self.accelerator.device
         start = self.accelerator.process_index * length
         with self.window.timed("data"):
             part = self._draw().part(start, length).to(device)
-            _, class_labels = self._batch(part)
-            chances = (self._noise(use) for use in count())
-        call = self.step % len(self.starts)
-        critic = self.critics[call]
+            images, class_labels = self._batch(part)
+            calls = part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps  # stratified, too
+            starts = self.starts[calls]
+            noisy = self.scheduler.add_noise(images, part.noise, starts)
         self._seed_network(start)
-        noisy = self._led_to(call, part.noise, class_labels, chances)
-        drawn = self._drawn(noisy, call, class_labels)
+        prediction = self.model(noisy, starts, class_labels=class_labels).sample.float()
+        drawn = predicted_image(self.scheduler, noisy, prediction, starts)
         clean = drawn.detach().clamp(-1, 1)  # as the sampler leaves it
-        norm = self._step(
-            self.model,
-            self.optimizers[0],
-            (drawn * self._difference(critic, clean, class_labels, *next(chances))).mean(),
-        )
+        told = self._told(class_labels, calls)
+        norm = self._step(self.model, self.optimizers[0], (drawn * self._difference(clean, class_labels, told)).mean())
         assert norm is not None  # without accumulation, each pass is a step
         self.window.gradient_norms.append(norm)
-        critic.train()
+        self.critic.train()
         means = []
-        for _ in range(self.options.critic_steps):
-            noise, timesteps = next(chances)
-            losses = denoising_loss(critic, self.teacher_scheduler, clean, noise, timesteps, class_labels)
-            self._step(critic, self.optimizers[1 + call], losses.mean())
+        for use in range(1, 1 + self.options.critic_steps):
+            noise, timesteps = self._noise(use)
+            losses = denoising_loss(self.critic, self.teacher_scheduler, clean, noise, timesteps, told)
+            self._step(self.critic, self.optimizers[1], losses.mean())
             self.window.count(losses.detach(), timesteps)
             means.append(losses.detach().mean())
         return torch.stack(means).mean()
 
-    @torch.no_grad()
-    def _led_to(
-        self, call: int, noise: Tensor, class_labels: Tensor | None, chances: Iterator[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """Lead noise to where a call starts, as the sampler does: train on what will be seen (DMD2, section 4.5)."""
-        self.model.eval()
-        noisy = noise
-        for earlier in range(call):
-            clean = self._drawn(noisy, earlier, class_labels).clamp(-1, 1)
-            noisy = self.scheduler.add_noise(clean, next(chances)[0], self.starts[earlier + 1].expand(len(clean)))
-        self.model.train()
-        return noisy
-
-    def _drawn(self, noisy: Tensor, call: int, class_labels: Tensor | None) -> Tensor:
-        """Return the clean images that a call of the student leads to."""
-        start = self.starts[call].expand(len(noisy))
-        prediction = self.model(noisy, start, class_labels=class_labels).sample.float()
-        return predicted_image(self.scheduler, noisy, prediction, start)
+    def _told(self, class_labels: Tensor | None, calls: Tensor) -> Tensor:
+        """Return the labels that tell the critic classes and calls."""
+        if class_labels is None or self.num_classes is None:
+            return calls
+        return calls * (self.num_classes + 1) + class_labels
 
     @torch.no_grad()
-    def _difference(
-        self, critic: nn.Module, clean: Tensor, class_labels: Tensor | None, noise: Tensor, timesteps: Tensor
-    ) -> Tensor:
+    def _difference(self, clean: Tensor, class_labels: Tensor | None, told: Tensor) -> Tensor:
         """Return how the critic's clean images differ from the teacher's (DMD, eq. 7 and 8).
 
         As in DMD2's code, without the factor alpha_t of equation 8.
         """
         scheduler = self.teacher_scheduler
+        noise, timesteps = self._noise(0)
         noisy = scheduler.add_noise(clean, noise, timesteps)
-        critic.eval()
+        self.critic.eval()
         with self.accelerator.autocast():
             predictions = [
-                network(noisy, timesteps, class_labels=class_labels).sample.float()
-                for network in (critic, self.teacher)
+                network(noisy, timesteps, class_labels=labels).sample.float()
+                for network, labels in ((self.critic, told), (self.teacher, class_labels))
             ]
         ours, theirs = (predicted_image(scheduler, noisy, prediction, timesteps) for prediction in predictions)
         scale = (clean - theirs).abs().mean(dim=(1, 2, 3), keepdim=True)

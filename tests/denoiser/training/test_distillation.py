@@ -15,6 +15,7 @@ from denoiser.embeddings import batched_timestep
 from denoiser.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
 from denoiser.training.distillation import DistillationConfig, DistillationRun, Distiller, student_of
 from pipelines import DenoisingPipeline, SamplingConfig, load_pipeline, make_scheduler
+from pipelines.predictor import predicted_image
 from pipelines.sampling import own_sampler
 from tests.conftest import randomised, tiny_basic_unet, tiny_unet
 
@@ -62,49 +63,43 @@ def make_distiller(tmp_path, some_images):
 
 
 def test_its_gradient_leads_from_what_the_student_draws_to_what_the_teacher_knows(make_distiller):
-    distiller = make_distiller(NormalDenoiser(0.5)).learner
+    distiller = make_distiller(tiny_unet()).learner
+    distiller.teacher, distiller.critic = NormalDenoiser(0.5), NormalDenoiser(-0.5)
     drawn = -0.5 + SPREAD * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    gradient = distiller._difference(NormalDenoiser(-0.5), drawn, None, *distiller._noise(0))
+    gradient = distiller._difference(drawn, None, torch.zeros(16))
     assert (gradient < 0).all()  # descending it raises the pixels
 
 
-@pytest.mark.parametrize("make_network", [lambda: tiny_unet(dropout=0.5), tiny_basic_unet])
-def test_the_critics_start_as_the_teacher(make_distiller, make_network, noise):
-    distiller = make_distiller(make_network(), batch_size=4).learner
-    assert len(distiller.critics) == 4
-    for critic in distiller.critics:
-        critic.train()  # where dropout and the batch's own statistics would tell them apart
-        assert torch.equal(distiller._difference(critic, noise, None, *distiller._noise(0)), torch.zeros_like(noise))
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distiller, classes, noise):
+    distiller = make_distiller(tiny_unet(dropout=0.5, num_class_embeds=classes), batch_size=4).learner
+    labels, calls = None if classes is None else torch.tensor([0, 9, 10, 3]), torch.arange(4)
+    distiller.critic.train()  # where dropout would tell them apart
+    told = distiller._told(labels, calls)
+    assert torch.equal(distiller._difference(noise, labels, told), torch.zeros_like(noise))
+    rows = distiller.critic.label_embedding.table.weight
+    assert len(rows) == 4 * (1 if classes is None else classes + 1)
+    rows.data[told[2]] += 1.0
+    changed = distiller._difference(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
+    assert changed.tolist() == [False, False, True, False]  # no two calls and classes share a row
 
 
 def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_distiller):
     network = tiny_unet(attention_levels=(), num_class_embeds=None)
-    trainer = make_distiller(network, calls=2, max_steps=200, batch_size=16, learning_rate=4e-3)
-    trainer.learner.teacher = NormalDenoiser(0.5)
+    trainer = make_distiller(network, calls=2, max_steps=150, batch_size=32, learning_rate=2e-3)
+    learner = trainer.learner
+    learner.teacher = NormalDenoiser(0.5)
     trainer.train()
     lines = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [*range(2, 201, 2)]
-    for calls in (1, 2):
-        images = trainer.pipeline()(64, num_inference_steps=calls, seed=0, output_type="pt").images * 2 - 1
+    assert [line["step"] for line in lines] == [*range(2, 151, 2)]
+    unet = trainer.pipeline().unet
+    for start in learner.starts:
+        noise = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        noisy = learner.scheduler.add_noise(torch.full_like(noise, 0.5), noise, start.expand(32))
+        images = predicted_image(learner.scheduler, noisy, unet(noisy, start).sample.detach(), start)
         assert float(images.mean()) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_call_starts_where_the_sampler_would_come_to(make_distiller):
-    distiller = make_distiller(tiny_unet(), batch_size=4).learner
-    noise, labels = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(4)
-    chances = [distiller._noise(use) for use in range(4)]
-    scheduler, seen = distiller.own_scheduler, noise
-    for call, start in enumerate(scheduler.timesteps):
-        led = distiller._led_to(call, noise, labels, iter(chances))
-        torch.testing.assert_close(led, seen, atol=1e-4, rtol=1e-4)
-        prediction = distiller.model.eval()(seen, start, class_labels=labels).sample.detach()
-        clean = scheduler.step(prediction, start, seen, generator=torch.Generator()).denoised
-        if call < 3:
-            following = scheduler.timesteps[call + 1].expand(4)
-            seen = distiller.scheduler.add_noise(clean, chances[call][0], following)
-
-
-@pytest.mark.parametrize("make_network", [tiny_unet, tiny_basic_unet])
 def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, make_network):
     network = make_network()
     teacher = [parameter.clone() for parameter in network.parameters()]
@@ -128,7 +123,7 @@ def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, make_ne
 
 def parameters(learner):
     """Return all that a distillation has learnt."""
-    networks = [learner.raw_model, *learner.critics]
+    networks = [learner.raw_model, learner.critic]
     return [*learner.ema.shadow_params, *(parameter for network in networks for parameter in network.parameters())]
 
 
@@ -166,7 +161,9 @@ def test_distillations_that_cannot_be_are_refused(make_distiller, options, messa
         make_distiller(tiny_unet(), **options)
 
 
-def test_a_student_has_no_student():
+def test_what_cannot_be_a_teacher_is_refused():
     scheduler = make_scheduler("lcm", {**DDPMScheduler().config, "original_inference_steps": 4})
     with pytest.raises(ValueError, match="the teacher is distilled itself"):
         student_of(DenoisingPipeline(tiny_unet(), scheduler))
+    with pytest.raises(ValueError, match="the teacher's network is a BasicUNet; only a UNet"):
+        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()))
