@@ -180,6 +180,39 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3)
 
 
+def test_a_distillation_says_what_it_made_in_one_process_or_two(smoke_run, tmp_path):
+    teacher = smoke_run[0] / "pipeline"
+    distill = ["scripts/distill.py", "--config", "configs/distill.yaml", "--distillation.teacher", str(teacher)]
+    distill += [
+        "--distillation.denoising_steps",
+        "2",
+        "--training.max_steps",
+        "6",
+        "--training.evaluation_images",
+        "100",
+    ]
+    distill += ["--tracking.mode", "disabled", "--training.mixed_precision", "no", "--training.log_every", "1"]
+    distill += ["--data.root", str(DATA_ROOT), "--sampling.num_images", "4"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
+    two = command(*launch, *distill, "--training.batch_size", "16", "--output_dir", str(tmp_path / "two"))
+    assert two.returncode == 0, two.stderr
+    one = command(*distill, "--training.batch_size", "32", "--output_dir", str(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    assert f"distilling {teacher}" in one.stdout
+    assert f"scripts/sample.py --pipeline {tmp_path / 'one' / 'pipeline'}" in one.stdout.splitlines()[-1]
+    figures = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    ]
+    assert len(figures[0]) == len(figures[1]) == 6
+    for ours, theirs in zip(*figures, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-3)
+    again = command("scripts/distill.py", "--config", str(tmp_path / "one" / "config.yaml"), "--resume", "latest")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == f"the run in {tmp_path / 'one'} is finished: {tmp_path / 'one' / 'pipeline'}\n"
+
+
 @pytest.mark.parametrize("launch", [["--cpu", "--num_processes", "2"]])
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_told_on(launch, tmp_path):
     ended = command("-m", "accelerate.commands.launch", *launch, *SMOKE, "--output_dir", str(tmp_path / "run"))

@@ -100,8 +100,9 @@ def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_dist
         assert float(images.mean()) == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, make_network):
-    network = make_network()
+@pytest.mark.parametrize("classes", [None, 10])
+def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, classes):
+    network = tiny_unet(num_class_embeds=classes)
     teacher = [parameter.clone() for parameter in network.parameters()]
     trainer = make_distiller(network)
     trainer.train()
