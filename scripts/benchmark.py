@@ -26,7 +26,7 @@ WHAT = (
     "the quality of the baseline in the stock DDPMPipeline; data: speed of the input path"
 )
 BAR = "training {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left, and the judging"
-BATCH_SIZES, FEEDING_BATCH_SIZE, FEEDING_BATCHES = (64, 512), 128, 50
+FEEDING_BATCH_SIZE, FEEDING_BATCHES = 128, 50
 
 
 def build_parser() -> Parser:
@@ -37,6 +37,7 @@ def build_parser() -> Parser:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK}: two networks, in under 12 minutes")
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each entry and length")
     parser.add_argument("--steps", type=list[int], default=[20], help="steps of the sampler, for its speed: [1,4,20]")
+    parser.add_argument("--batch_sizes", type=list[int], default=[64, 512], help="images drawn at once, likewise")
     parser.add_argument("--compile", action="store_true", help="measure the drawing of each network compiled too")
     parser.add_argument("--rounds", type=int, default=3, help="turns that count, for a speed")
     parser.add_argument("--images", type=int, default=512, help="images that a distance beside the stock is of")
@@ -88,6 +89,8 @@ def main() -> None:
     check_positive(seeds=options.seeds, rounds=options.rounds, images=options.images)
     for steps in options.steps:
         check_positive(steps=steps)
+    for batch_size in options.batch_sizes:
+        check_positive(batch_size=batch_size)
     folder = Path(options.output_dir)
     check_writable(folder / "train.json")
     use_all_cores(PartialState(cpu=must_use_cpu()))
@@ -98,7 +101,7 @@ def main() -> None:
         rows, page = stock(field, options.images, folder)
     elif options.what == "sample":
         entries = list(field.entries.values())
-        rows = sampling_speeds(entries, BATCH_SIZES, options.steps, options.rounds, options.compile)
+        rows = sampling_speeds(entries, options.batch_sizes, options.steps, options.rounds, options.compile)
         page = speed_table(rows, field.baseline)
     else:
         rows = feeding_speeds(options.data_root, FEEDING_BATCH_SIZE, FEEDING_BATCHES, options.rounds)

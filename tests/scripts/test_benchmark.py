@@ -1,6 +1,7 @@
 """The benchmark command; what it measures is tested with the package."""
 
 import json
+from itertools import product
 
 import pytest
 
@@ -28,22 +29,14 @@ def entries(tmp_path):
 
 
 def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
-    options = [
-        "--entries",
-        str(entries),
-        "--rounds",
-        "1",
-        "--steps",
-        "[1]",
-        "--output_dir",
-        str(tmp_path / "out"),
-        *DATA,
-    ]
+    sizes = ["--rounds", "1", "--steps", "[1,2]", "--batch_sizes", "[4,8]"]
+    options = ["--entries", str(entries), *sizes, "--output_dir", str(tmp_path / "out"), *DATA]
     ended = command("scripts/benchmark.py", "sample", *options)
     assert ended.returncode == 0, ended.stderr
-    assert "| deep | 64 |" in ended.stdout
+    assert "| deep | 4 |" in ended.stdout
     figures = json.loads((tmp_path / "out" / "sample.json").read_text())
-    assert [row["batch_size"] for row in figures["rows"]] == [64, 64, 512, 512]
+    drawn = [(row["batch_size"], row["steps"], row["name"]) for row in figures["rows"]]
+    assert drawn == [*product((4, 8), (1, 2), ("deep", "shallow"))]
     assert (tmp_path / "out" / "sample.md").read_text() in ended.stdout
 
 
