@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from denoiser.cli import run
 from tests.conftest import DATA_ROOT, ROOT
 
 SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
@@ -33,3 +34,21 @@ def smoke_run(tmp_path_factory):
     ended = command(*launch, *SMOKE, "--output_dir", str(run_dir), HOME=str(home), NETRC=str(home / "netrc"))
     assert ended.returncode == 0, ended.stderr
     return run_dir, ended.stdout
+
+
+@pytest.fixture
+def error_of(capsys, monkeypatch, tmp_path):
+    """Run a command in an empty folder. Returns its one line of error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run(script.main)
+        assert ended.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith(f"{sys.argv[0]}: error: ")
+        return lines[0]
+
+    return call

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,30 +9,11 @@ import torch
 from diffusers import DDPMScheduler
 from torchvision.datasets import FashionMNIST
 
-from denoiser.cli import run
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from denoiser.evaluation.judge import CARD, WEIGHTS, load_judge
 from pipelines import DenoisingPipeline, make_scheduler, save_images
 from scripts import distill, evaluate, restore, sample, train
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
-
-
-@pytest.fixture
-def error_of(capsys, monkeypatch, tmp_path):
-    """Run a command in an empty folder. Returns its one line of error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            run(script.main)
-        assert ended.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
-        assert len(lines) == 1, lines
-        assert lines[0].startswith(f"{sys.argv[0]}: error: ")
-        return lines[0]
-
-    return call
 
 
 @pytest.fixture
