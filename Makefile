@@ -16,7 +16,7 @@ train: .venv/installed data
 	    scripts/train.py --config configs/fashion_mnist.yaml --output_dir $(RUN)
 
 test: .venv/installed data
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts tests  # the longest first
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -36,9 +36,9 @@ def tiny_unet(**options):
 
 
 def tiny_basic_unet(**options):
-    """Return `BasicUNet` with the timestep."""
+    """Return a narrow `BasicUNet` with the timestep."""
     torch.manual_seed(0)
-    return randomised(BasicUNet(**{"time_conditioning": True, **options}))
+    return randomised(BasicUNet(**{"block_out_channels": (8, 16, 32), "time_conditioning": True, **options}))
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 It is distribution matching (DMD: Yin et al. 2024, CVPR; DMD2: Yin et al. 2024, NeurIPS), without images as targets.
 The student leads from a few noise levels to a clean image at once. What it draws is noised again and shown to two
-denoisers: the teacher, which knows the data, and a critic, which learns what the student draws. Where the critic sees
-another clean image than the teacher, the student's images lie too close together for the data or are none of them: the
-difference is the gradient of the divergence between the two distributions at that noise level.
+denoisers: the teacher, which knows the data, and a critic, which learns what the student draws. Where the two see
+different clean images, the student draws such images more often or less often than the data has them: the difference is
+the gradient of the divergence between the two distributions at that noise level.
 
 The critic is told which call drew what it sees, as a part of the label: otherwise the calls would be held to the right
 distribution only taken together, and one might draw too dark where another draws too bright.
@@ -92,15 +92,14 @@ def critic_of(unet: UNet, calls: int) -> UNet:
     """Return a copy of a teacher's network whose labels tell the call too, which makes no difference yet.
 
     Label `call * rows + label` means what `label` means to the teacher, of `rows` labels, its null label the last; or
-    `call` alone if the teacher takes no labels.
+    `call` alone if the teacher takes no labels. The critic's own null label is not used.
     """
     rows = 1 if unet.null_label is None else unet.null_label + 1
-    critic = UNet.from_config({**unet.config, "num_class_embeds": calls * rows - 1})
-    table = critic.label_embedding.table
-    table.weight.data = torch.zeros_like(table.weight)
+    critic = UNet.from_config({**unet.config, "num_class_embeds": calls * rows})
+    table = torch.zeros_like(critic.label_embedding.table.weight)
     if unet.label_embedding is not None:
-        table.weight.data = unet.label_embedding.table.weight.repeat(calls, 1)
-    critic.load_state_dict({**unet.state_dict(), "label_embedding.table.weight": table.weight})
+        table[:-1] = unet.label_embedding.table.weight.detach().repeat(calls, 1)
+    critic.load_state_dict({**unet.state_dict(), "label_embedding.table.weight": table})
     return critic
 
 

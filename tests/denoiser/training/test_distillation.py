@@ -78,7 +78,7 @@ def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distill
     told = distiller._told(labels, calls)
     assert torch.equal(distiller._difference(noise, labels, told), torch.zeros_like(noise))
     rows = distiller.critic.label_embedding.table.weight
-    assert len(rows) == 4 * (1 if classes is None else classes + 1)
+    assert len(rows) == 4 * (1 if classes is None else classes + 1) + 1
     rows.data[told[2]] += 1.0
     changed = distiller._difference(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
     assert changed.tolist() == [False, False, True, False]  # no two calls and classes share a row
@@ -86,12 +86,12 @@ def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distill
 
 def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_distiller):
     network = tiny_unet(attention_levels=(), num_class_embeds=None)
-    trainer = make_distiller(network, calls=2, max_steps=150, batch_size=32, learning_rate=2e-3)
+    trainer = make_distiller(network, calls=2, max_steps=80, batch_size=16, learning_rate=4e-3)
     learner = trainer.learner
     learner.teacher = NormalDenoiser(0.5)
     trainer.train()
     lines = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
-    assert [line["step"] for line in lines] == [*range(2, 151, 2)]
+    assert [line["step"] for line in lines] == [*range(2, 81, 2)]
     unet = trainer.pipeline().unet
     for start in learner.starts:
         noise = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -155,6 +155,7 @@ def test_a_checkpoint_is_bound_to_its_distillation(make_distiller):
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1 in a distillation"),
         ({"calls": 1}, "2 inference steps were asked for; the scheduler takes 1 to 1"),
         ({"calls": 0}, "calls is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
     ],
 )
 def test_distillations_that_cannot_be_are_refused(make_distiller, options, message):
