@@ -113,8 +113,8 @@ class Distiller(Learner):
         model: The student, from `student_of`.
         scheduler: The student's noise levels, likewise.
         accelerator: From `start_accelerator`.
-        images: Training set; noised, they are what each call starts from (DMD2 has the student lead there, which here
-            let all calls follow the first into drawing one image a class).
+        images: Training set; noised, they are what each call starts from. To start from what earlier calls lead to, as
+            in DMD2's section 4.5, gave worse images here (docs/study.md).
 
     Raises:
         ValueError: As `Learner` does, or if gradients shall be accumulated.
