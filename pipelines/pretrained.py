@@ -39,8 +39,11 @@ def check_sums(folder: Path) -> None:
     """Raise an error unless the files of a folder are those that its SHA256SUMS lists."""
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(f"{folder / SUMS} is missing; install the package again")
-    for line in (folder / SUMS).read_text().splitlines():
-        digest, _, name = line.partition("  ")
+    sums = dict(line.split("  ")[1::-1] for line in (folder / SUMS).read_text().splitlines() if "  " in line)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    if unlisted := sorted(files - sums.keys()):
+        raise ValueError(f"{folder / unlisted[0]} is not in {SUMS}; install the package again")
+    for name, digest in sums.items():
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; install the package again")

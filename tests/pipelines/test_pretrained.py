@@ -62,9 +62,10 @@ def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "samples.png").exists()
     sums = tmp_path / "weights" / "teacher" / pretrained.SUMS
     text = sums.read_text()
-    sums.write_text("damaged\n" + text)
-    with pytest.raises(FileNotFoundError, match="is missing; install the package again"):
-        load_pretrained()
+    for damaged in ("", "damaged\n", text.replace(weights.name, "other")):
+        sums.write_text(damaged)
+        with pytest.raises(ValueError, match="is not in SHA256SUMS; install the package again"):
+            load_pretrained()
     sums.write_text(text)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors is missing; install the package again"):
