@@ -14,6 +14,7 @@ from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.likelihood import Bound, bound_of_batch, num_batches
 from pipelines import DenoisingPipeline, SamplingConfig, check_sampling, draw_samples, make_scheduler, quantised
 from pipelines.sampling import spread_labels
+from pipelines.schedulers import build_scheduler
 
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = [
@@ -76,7 +77,8 @@ class Drawing:
         self.share_out = share_out
         self.on_work: Callable[[int], object] = lambda calls: None
         trained = self.trained_scheduler = pipeline.scheduler
-        self.noise_schedule = trained if isinstance(trained, DDPMScheduler) else make_scheduler("ddpm", trained.config)
+        known = isinstance(trained, DDPMScheduler)
+        self.noise_schedule = trained if known else build_scheduler(DDPMScheduler, trained.config)
         if pipeline.num_classes not in (None, len(test.class_names)):
             raise ValueError(f"the network has {pipeline.num_classes} classes, and the data {len(test.class_names)}")
         plain = SamplingConfig(**{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)})

@@ -70,6 +70,14 @@ def test_an_unconditional_pipeline_has_no_labels(some_images):
     assert Drawing(pipeline, CONFIG, ["distances"], some_images, alone).draw().labels is None
 
 
+def test_a_student_is_drawn_from(some_images):
+    scheduler = make_scheduler("lcm", {**DDPMScheduler().config, "original_inference_steps": 4})
+    pipeline = DenoisingPipeline(tiny_unet(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = Drawing(pipeline, replace(CONFIG, scheduler="lcm"), ["distances"], some_images, alone).draw()
+    assert [len(images) for images in drawn.samples] == [20, 20]
+
+
 def test_what_cannot_be_drawn_is_refused_before_anything_is(pipeline, some_images):
     with pytest.raises(ValueError, match="the network has 7 classes, and the data 10"):
         Drawing(DenoisingPipeline(tiny_unet(num_class_embeds=7), DDPMScheduler()), CONFIG, [], some_images, alone)
