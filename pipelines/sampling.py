@@ -51,7 +51,7 @@ class SamplingConfig:
 
 def own_sampler(scheduler: SchedulerMixin) -> dict[str, Any]:
     """Return the sampler and its steps for a network that comes with this scheduler."""
-    if calls := distilled_calls(scheduler):
+    if calls := distilled_calls(scheduler.config):
         return {"scheduler": "lcm", "steps": calls}
     return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 

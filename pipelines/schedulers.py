@@ -56,14 +56,15 @@ def check_scheduler_name(name: str) -> None:
 
 def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     """Raise `ValueError` unless the scheduler can take this number of steps."""
-    most = distilled_calls(scheduler) or scheduler.config.num_train_timesteps
+    most = distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
         raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
 
 
-def distilled_calls(scheduler: SchedulerMixin) -> int | None:
-    """Return in how many calls a network that comes with this scheduler was distilled to draw; None if it was not."""
-    return _distilled_calls(scheduler.config)
+def distilled_calls(config: dict[str, Any]) -> int | None:
+    """Return in how many calls a network was distilled to draw whose scheduler has this config; None if it was not."""
+    calls = config.get("original_inference_steps", config["num_train_timesteps"])
+    return calls if calls < config["num_train_timesteps"] else None
 
 
 def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
-    calls = _distilled_calls(config)
+    calls = distilled_calls(config)
     if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
         options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
     elif calls:
@@ -110,11 +111,6 @@ def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError("it knows no rescale_betas_zero_snr")
     return scheduler_class(**{key: config[key] for key in _TRAINED_WITH if key in config and key in known}, **options)
-
-
-def _distilled_calls(config: dict[str, Any]) -> int | None:
-    calls = config.get("original_inference_steps", config["num_train_timesteps"])
-    return calls if calls < config["num_train_timesteps"] else None
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:

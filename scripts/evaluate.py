@@ -61,7 +61,9 @@ def from_pipeline(
     if pipeline.image_shape != IMAGE_SHAPE:
         raise ValueError(f"the pipeline draws images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
     conditional = pipeline.num_classes is not None
-    distilled = "the network is distilled, for a few noise levels only" if distilled_calls(pipeline.scheduler) else None
+    distilled = (
+        "the network is distilled, for a few noise levels only" if distilled_calls(pipeline.scheduler.config) else None
+    )
     sections = config.choose_sections(distilled, conditional, conditional and hasattr(pipeline.unet, "null_label"))
     pipeline.to(accelerator.device)
     in_best_layout(pipeline.unet)

@@ -194,7 +194,7 @@ def main() -> None:
         check_seed(options.seed)
     labels = None if options.labels is None else parse_labels(options.labels)
     pipeline = find_pipeline(options.pipeline).to(PartialState().device)
-    if distilled_calls(pipeline.scheduler):
+    if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")
     in_best_layout(pipeline.unet)
     images = read_images(options, pipeline.image_shape)

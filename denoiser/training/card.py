@@ -68,7 +68,7 @@ def write_card(
         command: What made the pipeline, or None if it was trained from Python.
     """
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
-    calls = distilled_calls(pipeline.scheduler)
+    calls = distilled_calls(config)
     data = ModelCardData(
         library_name="diffusers",
         license="mit",

@@ -80,7 +80,7 @@ def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
     Raises:
         ValueError: If the teacher is a student itself, or its network is none that the critic can be made of.
     """
-    if distilled_calls(teacher.scheduler):
+    if distilled_calls(teacher.scheduler.config):
         raise ValueError("the teacher is distilled itself, for a few noise levels only; give what it was made from")
     if not isinstance(teacher.unet, UNet):
         raise ValueError(f"the teacher's network is a {type(teacher.unet).__name__}; only a UNet can be distilled")
@@ -188,7 +188,7 @@ class Distiller(Learner):
     def _difference(self, clean: Tensor, class_labels: Tensor | None, told: Tensor) -> Tensor:
         """Return how the critic's clean images differ from the teacher's (DMD, eq. 7 and 8).
 
-        As in DMD2's code, without the factor alpha_t of equation 8.
+        As in DMD2's code, without the factor alpha_t that these two leave.
         """
         scheduler = self.teacher_scheduler
         noise, timesteps = self._noise(0)

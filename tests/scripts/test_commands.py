@@ -13,6 +13,10 @@ from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import SMOKE, command
 
 
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
     run_dir, output = smoke_run
     for part in (
@@ -24,7 +28,7 @@ def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
         f"scripts/sample.py --pipeline {run_dir / 'pipeline'}",
     ):
         assert part in output
-    figures = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    figures = metrics(run_dir)
     assert [line["step"] for line in figures] == [5, 10, 15, 20]
     assert figures[-1]["loss"] < figures[0]["loss"]
     assert figures[-1]["held_out_loss"] < figures[1]["held_out_loss"]  # evaluated after steps 10 and 20
@@ -169,10 +173,7 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path):
     assert "2 process(es)" in two.stdout
     one = command(*SMOKE, *options, "--training.batch_size", "32", "--output_dir", str(tmp_path / "one"))
     assert one.returncode == 0, one.stderr
-    figures = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("two", "one")
-    ]
+    figures = [metrics(tmp_path / "two"), metrics(tmp_path / "one")]
     assert len(figures[0]) == len(figures[1]) == 20
     for ours, theirs in zip(*figures, strict=True):
         assert ours["learning_rate"] == theirs["learning_rate"]
@@ -183,14 +184,8 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path):
 def test_a_distillation_says_what_it_made_in_one_process_or_two(smoke_run, tmp_path):
     teacher = smoke_run[0] / "pipeline"
     distill = ["scripts/distill.py", "--config", "configs/distill.yaml", "--distillation.teacher", str(teacher)]
-    distill += [
-        "--distillation.denoising_steps",
-        "2",
-        "--training.max_steps",
-        "6",
-        "--training.evaluation_images",
-        "100",
-    ]
+    distill += ["--distillation.denoising_steps", "2", "--training.max_steps", "6"]
+    distill += ["--training.evaluation_images", "100"]
     distill += ["--tracking.mode", "disabled", "--training.mixed_precision", "no", "--training.log_every", "1"]
     distill += ["--data.root", str(DATA_ROOT), "--sampling.num_images", "4"]
     launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
@@ -200,10 +195,7 @@ def test_a_distillation_says_what_it_made_in_one_process_or_two(smoke_run, tmp_p
     assert one.returncode == 0, one.stderr
     assert f"distilling {teacher}" in one.stdout
     assert f"scripts/sample.py --pipeline {tmp_path / 'one' / 'pipeline'}" in one.stdout.splitlines()[-1]
-    figures = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("two", "one")
-    ]
+    figures = [metrics(tmp_path / "two"), metrics(tmp_path / "one")]
     assert len(figures[0]) == len(figures[1]) == 6
     for ours, theirs in zip(*figures, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
