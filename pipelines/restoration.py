@@ -16,7 +16,7 @@ from denoiser.checks import check_positive
 from pipelines.classes import Label
 from pipelines.denoising import CALL_SIZE, DenoisingPipeline, image_generators
 from pipelines.predictor import Predictor, predicted_image, predicted_noise
-from pipelines.schedulers import build_scheduler, check_steps
+from pipelines.schedulers import build_scheduler, equal_stride
 
 
 def estimated_noise(noisy: Tensor) -> Tensor:
@@ -105,13 +105,11 @@ def inpainted(
     if not known.flatten(1).any(dim=1).all():
         raise ValueError("the mask leaves no pixel that is known; to draw whole images is what scripts/sample.py does")
     check_positive(jump_length=jump_length, resamplings=resamplings)
-    check_steps(steps, pipeline.scheduler)
-    stride, rest = divmod(pipeline.scheduler.config.num_train_timesteps, steps)
-    if rest:  # RePaintScheduler would start from less noise than there is
-        raise ValueError(f"steps is {steps}; it must divide the {steps * stride + rest} training timesteps")
+    stride = equal_stride(steps, pipeline.scheduler)
     device = pipeline.unet.device
     scheduler = build_scheduler(RePaintScheduler, pipeline.scheduler.config, eta=1.0)  # DDPM's noise, as in the paper
     scheduler.set_timesteps(steps, jump_length, resamplings, device=device)
+    scheduler.timesteps += stride - 1  # to start from the noisiest, where pure noise belongs
     predict = _predictor(pipeline, len(images), labels)
     generators = image_generators(seed, range(len(images)))
     images, known = images.to(device), known.to(device, images.dtype)
@@ -147,7 +145,7 @@ def inverted(
         pipeline: Whose network.
         images: Where to end.
         labels: Their classes, if known.
-        steps: Steps of DDIM, at least 2.
+        steps: Steps of DDIM, at least 2; they divide the number of training timesteps.
         iterations: Calls of the network in a step; 1 is plain inversion.
 
     Returns:
@@ -176,7 +174,7 @@ def reconstructed(
         pipeline: Whose network.
         noisy: From `inverted`, with as many steps.
         labels: Classes of the images.
-        steps: Steps of DDIM, at least 2.
+        steps: Steps of DDIM, at least 2; they divide the number of training timesteps.
     """
     predict = _predictor(pipeline, len(noisy), labels)
     scheduler = _ddim(DDIMScheduler, pipeline, steps)
@@ -187,7 +185,7 @@ def reconstructed(
 
 
 def _ddim(scheduler_class: type[SchedulerMixin], pipeline: DenoisingPipeline, steps: int) -> SchedulerMixin:
-    check_steps(steps, pipeline.scheduler)
+    equal_stride(steps, pipeline.scheduler)  # which DDIMInverseScheduler takes
     if steps < 2:
         raise ValueError(f"steps is {steps}; give at least 2, the noisiest of which is left out")
     config = {**pipeline.scheduler.config, "prediction_type": "epsilon"}

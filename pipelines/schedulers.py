@@ -17,15 +17,17 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
 from denoiser.checks import did_you_mean
+from pipelines.predictor import predicted_image, predicted_noise
 
 # Thresholding at 1 clips the predicted clean image to the range of the data, as DDPM and DDIM do by default.
 _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 
-# These step in x / a, where x = a x_0 + s e, and do not clip: an error of the predicted noise counts sigma = s / a
-# times. The cosine schedule ends at a sigma of 20,000, where the least error drowns the image; 80 is noise enough for
-# data in [-1, 1] (Karras et al. 2022, table 1), and the timesteps beyond share that level.
-_IN_SIGMA_SPACE = (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler)
+# Noise enough for data in [-1, 1] (Karras et al. 2022, table 1).
 _LARGEST_SIGMA = 80.0
 
 # What a network was trained with: all that a sampler takes over from the config of another scheduler.
@@ -34,16 +36,74 @@ _TRAINED_WITH = (
     "prediction_type",
 )
 
+
+class _BoundedNoise(SchedulerMixin):
+    """For samplers that step in x / a, where x = a x_0 + s e, and do not clip.
+
+    An error of the predicted noise counts sigma = s / a times. The cosine schedule ends at a sigma of 20,000, where the
+    least error drowns the image; here the timesteps beyond `_LARGEST_SIGMA` share that level.
+    """
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Choose the timesteps, as diffusers does."""
+        self.alphas_cumprod = self.alphas_cumprod.clamp(min=1 / (1 + _LARGEST_SIGMA**2))
+        super().set_timesteps(*args, **kwargs)
+
+
+class BoundedEulerScheduler(_BoundedNoise, EulerDiscreteScheduler):
+    """Diffusers' Euler, with bounded noise."""
+
+
+class BoundedEulerAncestralScheduler(_BoundedNoise, EulerAncestralDiscreteScheduler):
+    """Diffusers' ancestral Euler, with bounded noise."""
+
+
+class BoundedHeunScheduler(_BoundedNoise, HeunDiscreteScheduler):
+    """Diffusers' Heun, with bounded noise."""
+
+
+class ExactDDIMScheduler(DDIMScheduler):
+    """Diffusers' DDIM, whose steps lead to the next timestep too where they are not equally long.
+
+    Diffusers' own are all as long as the shortest, so that each but the last stops at more noise than the next starts
+    from.
+    """
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+        """Take one step (Song et al. 2021, eq. 12 and 16); arguments and result as diffusers' DDIM has them."""
+        timestep = torch.as_tensor(timestep)
+        later = self.timesteps[self.timesteps < int(timestep)]
+        previous = int(later[0]) if len(later) else -1
+        signal = self.alphas_cumprod[previous] if previous >= 0 else self.final_alpha_cumprod
+        image = predicted_image(self, sample, model_output, timestep)
+        if self.config.clip_sample:
+            image = image.clamp(-1, 1)
+        noise = predicted_noise(self, sample, model_output, timestep)
+        deviation = eta * self._get_variance(int(timestep), previous).sqrt()
+        sample = signal.sqrt() * image + (1 - signal - deviation**2).sqrt() * noise
+        if eta:
+            sample += deviation * randn_tensor(sample.shape, generator=generator, device=sample.device)
+        return DDIMSchedulerOutput(sample, image) if return_dict else (sample, image)
+
+
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
-    "ddim": (DDIMScheduler, {}),
+    "ddim": (ExactDDIMScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **_CLIPPED}),
     "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", **_CLIPPED}),
     "unipc": (UniPCMultistepScheduler, _CLIPPED),
     "deis": (DEISMultistepScheduler, _CLIPPED),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler-ancestral": (EulerAncestralDiscreteScheduler, {}),
-    "heun": (HeunDiscreteScheduler, {}),
+    "euler": (BoundedEulerScheduler, {}),
+    "euler-ancestral": (BoundedEulerAncestralScheduler, {}),
+    "heun": (BoundedHeunScheduler, {}),
     "lcm": (LCMScheduler, {"clip_sample": True}),  # consistency sampling, for what scripts/distill.py makes
 }
 
@@ -59,6 +119,40 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     most = distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
         raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
+    if not _spaced(num_inference_steps, scheduler):
+        nearest = [
+            next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
+            for way in (range(num_inference_steps, 0, -1), range(num_inference_steps, most + 1))
+        ]
+        raise ValueError(
+            f"{num_inference_steps} inference steps were asked for, which diffusers rounds to one more, at timestep -1;"
+            f" take {' or '.join(filter(None, nearest))}"
+        )
+
+
+def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
+    """Return whether all timesteps would be of the training, which some 60 numbers up to 1,000 are not rounded to."""
+    if scheduler.config.get("timestep_spacing") != "trailing":
+        return True
+    trial = type(scheduler).from_config(scheduler.config)
+    trial.set_timesteps(num_inference_steps)
+    return bool((trial.timesteps >= 0).all())
+
+
+def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
+    """Return how many training timesteps a step takes, for schedulers that need all steps to be alike.
+
+    Raises:
+        ValueError: If the steps are too few or too many, or do not divide the training timesteps.
+    """
+    check_steps(num_inference_steps, scheduler)
+    count = scheduler.config.num_train_timesteps
+    if count % num_inference_steps:
+        near = sorted((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - num_inference_steps))
+        raise ValueError(
+            f"steps is {num_inference_steps}; it must divide the {count} training timesteps, as {near[0]} and {near[1]}"
+        )
+    return count // num_inference_steps
 
 
 def distilled_calls(config: dict[str, Any]) -> int | None:
@@ -100,17 +194,23 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
         _check_prediction_type(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
-    if scheduler_class in _IN_SIGMA_SPACE:
-        scheduler.alphas_cumprod = scheduler.alphas_cumprod.clamp(min=1 / (1 + _LARGEST_SIGMA**2))
     return scheduler
 
 
 def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any], **options: Any) -> SchedulerMixin:
-    """Return a scheduler for a network trained with the one that has this `config`."""
+    """Return a scheduler for a network trained with the one that has this `config`.
+
+    Raises:
+        ValueError: If it does not know this noise schedule.
+    """
     known = inspect.signature(scheduler_class).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
-        raise ValueError("it knows no rescale_betas_zero_snr")
-    return scheduler_class(**{key: config[key] for key in _TRAINED_WITH if key in config and key in known}, **options)
+        raise ValueError(f"{scheduler_class.__name__} knows no rescale_betas_zero_snr")
+    taken_over = {key: config[key] for key in _TRAINED_WITH if key in config and key in known}
+    try:
+        return scheduler_class(**taken_over, **options)
+    except NotImplementedError as error:
+        raise ValueError(str(error)) from error
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:

@@ -4,9 +4,10 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from pipelines import SCHEDULERS, make_scheduler
+from pipelines.schedulers import check_steps
 
 SPREAD = 0.15  # standard deviation of the data, far from the range that samplers clip to
 STOCHASTIC = {"ddpm", "sde-dpmsolver++", "euler-ancestral"}
@@ -52,6 +53,47 @@ def test_a_deterministic_sampler_is_as_accurate_as_its_order_says(name, order):
     coarse, fine = error(name, 40), error(name, 160)
     assert fine < 0.07
     assert coarse / fine > 0.8 * 4**order or fine < 0.025  # where whole timesteps are too coarse to see more
+
+
+@pytest.mark.parametrize("steps", [30, 130, 300, 400, 600, 999])
+def test_ddim_is_as_accurate_where_the_steps_do_not_divide_the_timesteps(steps):
+    assert error("ddim", steps) < 1.3 * error("euler", steps) + 0.01
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_diffusers_own_where_the_steps_divide_the_timesteps(eta):
+    ours = make_scheduler("ddim", DDPMScheduler(prediction_type="v_prediction").config)
+    theirs = DDIMScheduler.from_config(ours.config)
+    samples = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(25)
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn(2, 1, 4, 4, generator=generator)
+        for timestep in scheduler.timesteps:
+            prediction = torch.randn(sample.shape, generator=generator)
+            sample, _ = scheduler.step(prediction, timestep, sample, eta, generator=generator, return_dict=False)
+        samples.append(sample)
+    torch.testing.assert_close(*samples)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_number_of_steps_is_refused_or_ends_at_the_cleanest_timestep(name):
+    scheduler = make_scheduler(name, DDPMScheduler().config)
+    refused = []
+    for steps in range(1, 1001):
+        try:
+            check_steps(steps, scheduler)
+        except ValueError as error:
+            refused.append((steps, str(error)))
+            continue
+        scheduler.set_timesteps(steps)
+        assert len(scheduler.timesteps) == (2 * steps - 1 if name == "heun" else steps)
+        assert scheduler.timesteps[0] == 999
+        assert scheduler.timesteps[-1] >= 0
+    assert len(refused) == (0 if name == "lcm" else 62)
+    if refused:
+        assert refused[2][0] == 121
+        assert refused[2][1].endswith("take 120 or 123")
 
 
 @pytest.mark.parametrize("name", sorted(STOCHASTIC))
