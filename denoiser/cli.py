@@ -20,7 +20,7 @@ _UNKNOWN_OPTION = re.compile(
     r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
 _KEY = re.compile(r'Parser key "([^"]+)"')
-_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[([^]]+)\])")
+_EXPECTED = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[([^]]+)\]|(tuple with \d+ elements))")
 _GIVEN = re.compile(r"(?:Got|Given) value: (?!Namespace|NestedArg|\{)(.+)")
 _IMPORT_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
@@ -51,7 +51,7 @@ class Parser(ArgumentParser):
         if section := _SECTION.search(message):
             return f"the config cannot be read: '{section[1].strip()}'; leave a section out if it is empty"
         key, given = ".".join(dict.fromkeys(_KEY.findall(message))), _GIVEN.search(message)
-        types = dict.fromkeys(name or choices for name, choices in _EXPECTED.findall(message))
+        types = dict.fromkeys("".join(parts) for parts in _EXPECTED.findall(message))
         types.pop("NoneType", None)
         if path := _IMPORT_PATH.search(message):
             return f"{key}: '{path[1]}' is not the import path of a class, such as denoiser.UNet"

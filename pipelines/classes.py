@@ -72,11 +72,11 @@ class ClassReader:
         return int(label)
 
     def name(self, label: Label) -> str:
-        """Return what to call a class or a mixture: the classes' names, or their indices if they have none."""
+        """Return what to call a class or a mixture: by name, or by index where there is none."""
         if isinstance(label, Mapping):
             return " + ".join(self.name(part) for part in label)
         index = self.index(label)
-        return self.names[index] if self.names else str(index)
+        return self.names[index] if index < len(self.names) else str(index)
 
     def read(self, labels: Label | Sequence[Label], batch_size: int) -> Classes:
         """Return the classes of a batch; one label stands for all images.

@@ -20,7 +20,7 @@ from pipelines.classes import ClassReader, Labels
 from pipelines.guidance import Guidance
 from pipelines.images import in_unit_range
 from pipelines.predictor import Predictor, predicted_image
-from pipelines.schedulers import accepted_by_step, check_steps
+from pipelines.schedulers import accepted_by_step, check_steps, distilled_calls
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
@@ -65,7 +65,7 @@ class DenoisingPipeline(DiffusionPipeline):
         batch_size: int | None = None,
         class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | Sequence[int] | None = None,
         output_type: str = "pil",
@@ -86,7 +86,8 @@ class DenoisingPipeline(DiffusionPipeline):
                 such as `{"sneaker": 2, "bag": 1}` has the predictions of its classes in these proportions.
             guidance_scale: Classifier-free guidance (Ho & Salimans 2022, eq. 6, with scale = 1 + w): 1 is the plain
                 conditional network; other scales need its prediction without a class too, in the same call.
-            num_inference_steps: Steps of the scheduler, from 1 to its number of training timesteps.
+            num_inference_steps: Steps of the scheduler, from 1 to its number of training timesteps; by default 50, or
+                the calls that the network was distilled to draw in.
             generator: Source of all randomness. A list gives each image its own, and makes it the same to the last bit
                 whatever else is drawn with it; the network is then called with `CALL_SIZE` images at a time.
             seed: In the place of such a list: image i is a function of (seed, i), or of (seeds[i], 0) for a seed each.
@@ -117,6 +118,8 @@ class DenoisingPipeline(DiffusionPipeline):
         if batch_size is None:
             batch_size = _length(class_labels, seed)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval)
+        if num_inference_steps is None:
+            num_inference_steps = distilled_calls(self.scheduler.config) or 50
         check_positive(batch_size=batch_size)
         check_steps(num_inference_steps, self.scheduler)
         self._check_randomness(batch_size, generator, seed)
@@ -156,6 +159,8 @@ class DenoisingPipeline(DiffusionPipeline):
             if strength != 1:
                 raise ValueError(f"strength is {strength} without an image to change; give one, or leave it at 1")
             return self.scheduler.timesteps, noise * self.scheduler.init_noise_sigma
+        if not isinstance(image, Tensor):
+            raise ValueError(f"image is a {type(image).__name__}; give a tensor in [-1, 1], {tuple(noise.shape)}")
         if image.shape != noise.shape:
             raise ValueError(f"image is {tuple(image.shape)}; expected {tuple(noise.shape)}, as many and as large")
         if not 0 < strength <= 1:

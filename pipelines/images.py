@@ -111,6 +111,16 @@ def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
     check_writable(path)
 
 
+def check_apart(pictures: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None) -> None:
+    """Raise `ValueError` if two pictures have one place, or one lies in the folder for the images."""
+    places = [Path(path).resolve() for path in pictures]
+    for index, (path, place) in enumerate(zip(pictures, places, strict=True)):
+        if place in places[:index]:
+            raise ValueError(f"{path} is named for two pictures; give each a name of its own")
+        if folder is not None and Path(folder).resolve() in (place, *place.parents):
+            raise ValueError(f"{path} is in {folder}, the new folder for the images; give the picture another place")
+
+
 def check_new_folder(folder: str | os.PathLike[str]) -> None:
     """Raise `OSError` if a new folder cannot be made, or something stands in its place, an empty folder aside."""
     path = Path(folder)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from denoiser.checks import did_you_mean
 from pipelines.denoising import DenoisingPipeline, load_pipeline
+from pipelines.sampling import own_sampler
+from pipelines.schedulers import make_scheduler
 
 # Their folders hold what `DenoisingPipeline.save_pretrained` writes, a model card, and SHA256SUMS of these files.
 PRETRAINED = ("teacher", "student")
 FOLDER = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
+LOADED = (".json", ".safetensors")
 
 
 def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
@@ -18,7 +21,10 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
 
     Args:
         name: "teacher", trained for an hour, for every scheduler; or "student", distilled from it
-            (`scripts/distill.py`) to draw in 1, 2 or 4 steps of the `lcm` scheduler that it comes with.
+            (`scripts/distill.py`) to draw in 1, 2 or 4 steps of the `lcm` scheduler.
+
+    Returns:
+        The pipeline with the sampler that `scripts/sample.py` draws with.
 
     Raises:
         ValueError: If there is no such pipeline, or a file is not what was shipped.
@@ -26,21 +32,31 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
     """
     if name not in PRETRAINED:
         raise ValueError(f"there is no pretrained '{name}'{did_you_mean(name, PRETRAINED)}: {', '.join(PRETRAINED)}")
-    check_sums(FOLDER / name)
-    return load_pipeline(FOLDER / name)
+    pipeline = find_pipeline(name)
+    pipeline.scheduler = make_scheduler(own_sampler(pipeline.scheduler)["scheduler"], pipeline.scheduler.config)
+    return pipeline
 
 
 def find_pipeline(name_or_folder: str | os.PathLike[str]) -> DenoisingPipeline:
-    """Load a pretrained pipeline by its name, or a saved one from its folder."""
-    return load_pretrained(str(name_or_folder)) if name_or_folder in PRETRAINED else load_pipeline(name_or_folder)
+    """Load a pretrained pipeline by its name, or a saved one from its folder, with the scheduler of its training.
+
+    Raises:
+        ValueError: If a file is damaged, or not what was shipped.
+        FileNotFoundError: If a file is missing, or the folder is not a saved pipeline.
+    """
+    if name_or_folder not in PRETRAINED:
+        return load_pipeline(name_or_folder)
+    check_sums(FOLDER / name_or_folder)
+    return load_pipeline(FOLDER / name_or_folder)
 
 
 def check_sums(folder: Path) -> None:
-    """Raise an error unless the files of a folder are those that its SHA256SUMS lists."""
+    """Raise an error unless a folder has the files that its SHA256SUMS lists, and no others that would be loaded."""
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(f"{folder / SUMS} is missing; install the package again")
-    sums = dict(line.split("  ")[1::-1] for line in (folder / SUMS).read_text().splitlines() if "  " in line)
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    sums = dict(line.split("  ")[1::-1] for line in lines if "  " in line)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in LOADED}
     if unlisted := sorted(files - sums.keys()):
         raise ValueError(f"{folder / unlisted[0]} is not in {SUMS}; install the package again")
     for name, digest in sums.items():

@@ -14,6 +14,8 @@ from pipelines.denoising import DenoisingPipeline, StepCallback, image_generator
 from pipelines.guidance import Guidance
 from pipelines.schedulers import check_scheduler_name, check_steps, distilled_calls
 
+MOST_SEEDS = 1_000_000
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -81,17 +83,20 @@ def parse_seeds(text: str) -> list[int]:
     """Return the seeds that a text such as `3,17,100-120` names, the ends of a range included.
 
     Raises:
-        ValueError: If it names none.
+        ValueError: If it names none, or too many.
     """
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"seeds '{text}' cannot be read at '{part}'; write them such as 3,17,100-120")
-        chosen = range(int(first), int(last or first) + 1)
-        if not chosen:
+        ends = int(first), int(last or first)
+        if ends[0] > ends[1]:
             raise ValueError(f"seeds '{text}': the range '{part}' is empty; give the lower number first")
-        seeds += chosen
+        check_seed(ends[1])
+        if len(seeds) + ends[1] - ends[0] >= MOST_SEEDS:
+            raise ValueError(f"seeds '{text}' names more than {MOST_SEEDS:,}; draw them in parts")
+        seeds += range(ends[0], ends[1] + 1)
     return seeds
 
 
@@ -113,7 +118,7 @@ def _parse_label(text: str) -> Label:
     for part in text.split("+"):
         name, _, weight = part.partition(":")
         try:
-            mixture[name.strip()] = float(weight or 1)
+            mixture[name.strip()] = mixture.get(name.strip(), 0) + float(weight or 1)
         except ValueError:
             raise ValueError(
                 f"label '{text}': the weight '{weight}' is no number; write it such as sneaker:2+bag:1"

@@ -16,7 +16,6 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -43,6 +42,8 @@ class _BoundedNoise(SchedulerMixin):
     An error of the predicted noise counts sigma = s / a times. The cosine schedule ends at a sigma of 20,000, where the
     least error drowns the image; here the timesteps beyond `_LARGEST_SIGMA` share that level.
     """
+
+    alphas_cumprod: Tensor
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """Choose the timesteps, as diffusers does."""
@@ -148,9 +149,10 @@ def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
     check_steps(num_inference_steps, scheduler)
     count = scheduler.config.num_train_timesteps
     if count % num_inference_steps:
-        near = sorted((n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n - num_inference_steps))
+        fitting = [steps for steps in range(1, count + 1) if count % steps == 0]
+        nearest = min(fitting, key=lambda steps: abs(steps - num_inference_steps))
         raise ValueError(
-            f"steps is {num_inference_steps}; it must divide the {count} training timesteps, as {near[0]} and {near[1]}"
+            f"steps is {num_inference_steps}; it must divide the {count} training timesteps, as {nearest} does"
         )
     return count // num_inference_steps
 

@@ -22,7 +22,7 @@ from denoiser.evaluation.restoration import biharmonic, non_local_means, psnr, s
 from denoiser.randomness import RESTORATION, seeded_generator
 from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_image, save_images, stages_picture
 from pipelines.classes import Label
-from pipelines.images import PICTURES, check_new_folder, check_picture_path, in_unit_range
+from pipelines.images import PICTURES, check_apart, check_new_folder, check_picture_path, in_unit_range
 from pipelines.restoration import denoised, inpainted, inverted, reconstructed
 from pipelines.sampling import image_labels, parse_labels
 from pipelines.schedulers import distilled_calls
@@ -87,8 +87,8 @@ def denoise(pipeline: DenoisingPipeline, images: Tensor, labels: Labels, options
     """Take noise away, which is added first if asked for."""
     if options.noise is None:
         return {"given": images, "restored": denoised(pipeline, images, options.sigma, labels)}
-    if not 0 < options.noise < float("inf"):
-        raise ValueError(f"noise is {options.noise}; it must be a finite number above 0")
+    if not 0 < options.noise <= 1000:
+        raise ValueError(f"noise is {options.noise}; it must be above 0 and up to 1000")
     noise = torch.randn(images.shape, generator=seeded_generator(RESTORATION, options.seed))
     noisy = images + options.noise * noise
     return {
@@ -188,11 +188,14 @@ def main() -> None:
     parsed = parser.parse_args(sys.argv[1:])
     options = parsed[parsed.task]
     check_picture_path(options.output, *PICTURES)
+    check_apart([options.output], options.images_dir)
     if options.images_dir:
         check_new_folder(options.images_dir)
     if "seed" in options:
         check_seed(options.seed)
     labels = None if options.labels is None else parse_labels(options.labels)
+    if options.labels == "all":
+        raise ValueError("labels is 'all'; name the classes of the images, or leave them out")
     pipeline = find_pipeline(options.pipeline).to(PartialState().device)
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")

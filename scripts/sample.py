@@ -26,7 +26,7 @@ from pipelines import (
     save_images,
     stages_picture,
 )
-from pipelines.images import PICTURES, check_new_folder, check_picture_path, denoising_frames
+from pipelines.images import PICTURES, check_apart, check_new_folder, check_picture_path, denoising_frames
 from pipelines.sampling import image_labels, own_sampler, parse_labels, parse_seeds
 
 
@@ -56,6 +56,8 @@ def check_targets(options: Any) -> None:
     for path, suffixes in ((options.gif, (".gif",)), (options.predictions, PICTURES), (options.noising, PICTURES)):
         if path:
             check_picture_path(path, *suffixes)
+    pictures = [path for path in (options.output, options.gif, options.predictions, options.noising) if path]
+    check_apart(pictures, options.images_dir)
     if options.images_dir:
         check_new_folder(options.images_dir)
     if options.columns is not None:
@@ -98,6 +100,8 @@ def main() -> None:
     pipeline = find_pipeline(options.pipeline).to(PartialState().device)
     trained_with = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, own_sampler(trained_with))
+    if config.guidance_scale == 1 and (config.guidance_rescale or config.guidance_interval):
+        raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
     pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
     in_best_layout(pipeline.unet)
     if options.compile:

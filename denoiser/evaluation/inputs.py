@@ -29,7 +29,7 @@ def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[
 
     Raises:
         FileNotFoundError: If there is no such folder or file, or no PNG in the folder.
-        ValueError: If an image is damaged, or of another size or range.
+        ValueError: If there is no image, or one is damaged, or of another size or range.
     """
     if path.is_dir():
         files = sorted(path.glob("*.png"))
@@ -85,6 +85,8 @@ def _as_images(array: np.ndarray, path: Path, shape: tuple[int, int, int]) -> Te
         array = array[:, None]
     if array.shape[1:] != shape:
         raise ValueError(f"{path} has images of shape {array.shape[1:]}; it must be {shape} (channels, height, width)")
+    if not len(array):
+        raise ValueError(f"{path} has no images; give at least one")
     if array.dtype == np.uint8:
         return torch.from_numpy(array.copy())
     if not np.issubdtype(array.dtype, np.floating):

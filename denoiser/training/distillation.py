@@ -36,6 +36,7 @@ from pipelines.schedulers import build_scheduler, distilled_calls
 # Share of the timesteps at which student and teacher are compared: below, images are as they are; above, the clean
 # image follows from the predicted noise no more (DMD2's code has 0.02 to 0.98, for a schedule that ends less noisy).
 COMPARED = (0.02, 0.95)
+MOST_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         check_positive(calls=self.calls, critic_steps=self.critic_steps, denoising_steps=self.denoising_steps)
+        if self.calls > MOST_CALLS:
+            raise ValueError(f"calls is {self.calls}; it must be up to {MOST_CALLS}: the teacher can draw in more")
 
 
 @dataclass(frozen=True)

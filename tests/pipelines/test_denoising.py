@@ -154,6 +154,21 @@ def test_seeds_pick_images():
     assert torch.equal(picked[:1], draw(pipeline, batch_size=1, class_labels=3, seed=5))
 
 
+def test_classes_without_a_name_go_by_their_index():
+    pipeline = DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES[:2])
+    assert [pipeline.classes.name(label) for label in (1, 2)] == [CLASS_NAMES[1], "2"]
+
+
+def test_by_default_a_distilled_network_takes_its_own_steps():
+    taken = []
+    pipeline = make_pipeline(scheduler="lcm")
+    student = {**DDPMScheduler().config, "original_inference_steps": 2}
+    for scheduler in (pipeline.scheduler, make_scheduler("lcm", student)):
+        pipeline.scheduler = scheduler
+        draw(pipeline, num_inference_steps=None, callback_on_step_end=lambda _, step, *__: taken.append(step) or {})
+    assert taken == [*range(50), 0, 1]
+
+
 @pytest.mark.parametrize("scheduler", [None, *SCHEDULERS])
 def test_a_saved_pipeline_reloads_to_the_same_pixels(tmp_path, scheduler):
     pipeline = make_pipeline()

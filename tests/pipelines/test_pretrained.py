@@ -5,13 +5,22 @@ import sys
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler
 from PIL import Image
 
 from denoiser.cli import run
 from denoiser.data import CLASS_NAMES
 from denoiser.evaluation.judge import WEIGHTS, judge_images, load_judge
-from pipelines import PRETRAINED, draw_samples, find_pipeline, load_pretrained, make_scheduler, pretrained, quantised
+from pipelines import (
+    PRETRAINED,
+    draw_samples,
+    find_pipeline,
+    image_grid,
+    load_pretrained,
+    make_scheduler,
+    pretrained,
+    quantised,
+)
 from pipelines.sampling import SamplingConfig, own_sampler
 from scripts import sample
 
@@ -28,8 +37,17 @@ def test_it_draws_what_is_asked_for(name, sampler, steps):
     assert right.float().mean() > 0.75  # 0.93 of real images
 
 
-def test_the_student_comes_with_its_scheduler():
-    assert isinstance(load_pretrained("student").scheduler, LCMScheduler)
+@pytest.mark.parametrize(("name", "scheduler"), [("teacher", DPMSolverMultistepScheduler), ("student", LCMScheduler)])
+def test_from_python_it_draws_what_the_command_draws(name, scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--pipeline", name, "--labels", "bag", "--num_images", "1"])
+    monkeypatch.chdir(tmp_path)
+    sample.main()
+    pipeline = load_pretrained(name)
+    assert isinstance(pipeline.scheduler, scheduler)
+    steps = own_sampler(pipeline.scheduler)["steps"]
+    images = pipeline(class_labels="bag", seed=0, num_inference_steps=steps, output_type="pt").images
+    with Image.open(tmp_path / "samples.png") as grid:
+        assert grid.tobytes() == image_grid(images).tobytes()
 
 
 def test_all_weights_that_ship_are_small_and_safe():
@@ -60,12 +78,17 @@ def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2
     assert "is not the file that was shipped (its SHA-256 differs)" in capsys.readouterr().err
     assert not (tmp_path / "samples.png").exists()
+    (tmp_path / "weights" / "student" / ".DS_Store").write_text("of another program")
+    load_pretrained("student")
     sums = tmp_path / "weights" / "teacher" / pretrained.SUMS
     text = sums.read_text()
     for damaged in ("", "damaged\n", text.replace(weights.name, "other")):
         sums.write_text(damaged)
         with pytest.raises(ValueError, match="is not in SHA256SUMS; install the package again"):
             load_pretrained()
+    sums.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="is not in SHA256SUMS; install the package again"):
+        load_pretrained()
     sums.write_text(text)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors is missing; install the package again"):

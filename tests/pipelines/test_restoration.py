@@ -107,6 +107,23 @@ def test_what_cannot_be_inpainted_is_refused(pipeline, flat_images, known, optio
         inpainted(pipeline, flat_images, known, **options)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 50])
+def test_repaint_starts_where_there_is_nothing_but_noise(steps, flat_images):
+    network, timesteps = GaussianDenoiser(), []
+    forward = network.forward
+
+    def watched(sample, timestep, class_labels=None):
+        timesteps.append(int(timestep[0]))
+        return forward(sample, timestep)
+
+    network.forward = watched
+    known = torch.ones(1, 1, 16, 16)
+    known[:, :, :8] = 0
+    inpainted(DenoisingPipeline(network, DDPMScheduler()), flat_images, known, steps=steps)
+    assert max(timesteps) == timesteps[0] == 999
+    assert min(timesteps) == timesteps[-1] == 1000 // steps - 1
+
+
 def test_repaint_takes_steps_back_to_the_noise_that_they_started_from():
     network, powers = GaussianDenoiser(), []
 
@@ -191,6 +208,7 @@ def test_the_stronger_a_change_the_less_is_left_of_the_image(scheduler, some_ima
     ("options", "message"),
     [
         ({"strength": 0.5}, "strength is 0.5 without an image"),
+        ({"image": [0.0]}, "image is a list; give a tensor in"),
         ({"image": torch.zeros(2, 1, 16, 16)}, r"image is \(2, 1, 16, 16\); expected \(3, 1, 16, 16\)"),
         ({"image": torch.zeros(3, 1, 16, 16), "strength": 0.0}, "strength is 0.0; it must be above 0"),
         ({"image": torch.zeros(3, 1, 16, 16), "strength": 1.5}, "strength is 1.5"),

@@ -31,6 +31,7 @@ def test_labels_are_read_as_names_numbers_and_mixtures():
         {"coat": 2.0, "bag": 1.0},
         {"ankle boot": 1.0, "sneaker": 0.5},
     ]
+    assert parse_labels("bag+bag:2+coat") == [{"bag": 3.0, "coat": 1.0}]
     with pytest.raises(ValueError, match="label 'coat:much.bag': the weight 'much' is no number"):
         parse_labels("coat:much+bag")
 

@@ -144,6 +144,8 @@ def pipelines(tmp_path_factory):
     DenoisingPipeline(tiny_unet(), DDPMScheduler(), CLASS_NAMES).save_pretrained(folder / "classes")
     DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()).save_pretrained(folder / "plain")
     DenoisingPipeline(tiny_unet(sample_size=32), DDPMScheduler()).save_pretrained(folder / "large")
+    sigmoid = DDPMScheduler(beta_schedule="sigmoid")
+    DenoisingPipeline(tiny_unet(), sigmoid, CLASS_NAMES).save_pretrained(folder / "sigmoid")
     student = {**DDPMScheduler(prediction_type="v_prediction").config, "original_inference_steps": 4}
     DenoisingPipeline(tiny_unet(), make_scheduler("lcm", student), CLASS_NAMES).save_pretrained(folder / "distilled")
     shutil.copytree(folder / "classes", folder / "damaged")
@@ -168,9 +170,17 @@ def pipelines(tmp_path_factory):
         ("classes", "--eta 0.5", "takes none; use ddim"),
         ("classes", "--predictions film.mp4", "film.mp4"),
         ("classes", "--noising /proc/noising.png", "/proc"),
+        ("classes", "--predictions samples.png", "samples.png is named for two pictures"),
+        ("classes", "--images_dir new --output new/grid.png", "new/grid.png is in new, the new folder for the images"),
+        ("classes", "--steps 61", "61 inference steps were asked for, which diffusers rounds to one more"),
+        ("classes", "--seeds 1-99999999999", "names more than 1,000,000; draw them in parts"),
+        ("classes", "--seeds 99999999999999999999", "seed is 99999999999999999999"),
+        ("classes", "--guidance_rescale 0.5", "do nothing without a guidance_scale other than 1"),
+        ("classes", "--guidance_interval [0,2]", "do nothing without a guidance_scale other than 1"),
         ("classes", "--seeds 3,x", "seeds '3,x' cannot be read at 'x'"),
         ("classes", "--labels bag:x", "the weight 'x' is no number"),
         ("classes", "--guidance_rescale 2", "guidance_rescale is 2.0; it must be from 0 to 1"),
+        ("classes", "--guidance_interval [1]", "guidance_interval: expected tuple with 2 elements, got [1]"),
         ("classes", "--guidance_interval [3,1]", "guidance_interval is (3.0, 1.0)"),
         ("classes", "--labels -1", "class label -1 is out of range"),
         ("classes", "--images_dir /proc", "/proc is not an empty folder"),
@@ -204,6 +214,7 @@ def pictures(tmp_path_factory):
     save_images(torch.zeros(1, 1, 16, 16), folder / "right")
     save_images(torch.zeros(1, 1, 28, 28), folder / "large")
     save_images(torch.zeros(2, 1, 16, 16), folder / "two")
+    np.savez(folder / "none.npz", images=np.zeros((0, 16, 16), np.uint8))
     (folder / "broken.png").write_bytes(b"no picture")
     return folder
 
@@ -217,7 +228,11 @@ def pictures(tmp_path_factory):
         ("denoise", "--images {}/large", "00000.png is 28x28 L; it must be 16x16 L"),
         ("denoise", "--images {}/broken.png", "broken.png cannot be read as a PNG"),
         ("denoise", "--num_images 0", "num_images is 0"),
-        ("denoise", "--noise -1", "noise is -1.0; it must be a finite number above 0"),
+        ("denoise", "--noise -1", "noise is -1.0; it must be above 0 and up to 1000"),
+        ("denoise", "--noise 1e39", "noise is 1e+39; it must be above 0 and up to 1000"),
+        ("denoise", "--images {}/none.npz", "none.npz has no images"),
+        ("denoise", "--labels all", "labels is 'all'; name the classes"),
+        ("denoise", "--images_dir new --output new/x.png", "new/x.png is in new, the new folder for the images"),
         ("denoise", "--sigma 0", "it must be above 0"),
         ("denoise", "--labels sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
         ("denoise", "--seed -1", "seed is -1"),
@@ -230,11 +245,13 @@ def pictures(tmp_path_factory):
         ("inpaint", "--mask {}/two", "has 2 masks"),
         ("inpaint", "--hole 16", "the mask leaves no pixel that is known"),
         ("inpaint", "--hole 3 --steps 0", "0 inference steps"),
-        ("inpaint", "--hole 3 --steps 30", "steps is 30; it must divide the 1000 training timesteps"),
+        ("inpaint", "--hole 3 --steps 30", "steps is 30; it must divide the 1000 training timesteps, as 25 does"),
         ("inpaint", "--hole 3 --resamplings 0", "resamplings is 0"),
         ("change", "--strength 0", "strength is 0.0; it must be above 0"),
         ("change", "--scheduler dimm", "unknown scheduler 'dimm' (did you mean 'ddim'?)"),
         ("change", "--guidance_scale 2", "guidance_scale is 2.0 without class labels"),
+        ("invert", "--pipeline {}/sigmoid", "sigmoid is not implemented for"),
+        ("invert", "--steps 30", "steps is 30; it must divide the 1000 training timesteps, as 25 does"),
         ("invert", "--steps 1", "steps is 1; give at least 2"),
         ("invert", "--iterations 0", "iterations is 0"),
         ("invert", "--new_labels 10", "class label 10 is out of range"),
@@ -244,7 +261,7 @@ def pictures(tmp_path_factory):
 def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, message):
     given = [] if "--pipeline" in arguments or task == "polish" else ["--pipeline", pipelines / "classes"]
     given += ["--data_root", DATA_ROOT] if task != "polish" else []
-    folder = pipelines if "distilled" in arguments else pictures
+    folder = pipelines if "--pipeline" in arguments else pictures
     assert message in error_of(restore, task, *given, *arguments.format(folder).split())
     assert list(tmp_path.iterdir()) == []
 
@@ -255,6 +272,7 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.teacher nowhere", "nowhere is not a saved pipeline"),
         ("--distillation.teacher {}/distilled", "the teacher is distilled itself"),
         ("--distillation.calls 0", "calls is 0"),
+        ("--distillation.calls 21", "calls is 21; it must be up to 20"),
         ("--distillation.calls 2", "4 inference steps were asked for; the scheduler takes 1 to 2"),
         ("--sampling.scheduler ddim", "cannot draw with a network distilled to draw in 4 calls; use lcm"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
