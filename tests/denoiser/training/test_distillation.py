@@ -64,9 +64,9 @@ def make_distiller(tmp_path, some_images):
 
 def test_its_gradient_leads_from_what_the_student_draws_to_what_the_teacher_knows(make_distiller):
     distiller = make_distiller(tiny_unet()).learner
-    distiller.teacher, distiller.critic = NormalDenoiser(0.5), NormalDenoiser(-0.5)
+    distiller.teacher, distiller.raw_critic = NormalDenoiser(0.5), NormalDenoiser(-0.5)
     drawn = -0.5 + SPREAD * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    gradient = distiller._difference(drawn, None, torch.zeros(16))
+    gradient = distiller._slope(drawn, None, torch.zeros(16))
     assert (gradient < 0).all()  # descending it raises the pixels
 
 
@@ -76,11 +76,11 @@ def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distill
     labels, calls = None if classes is None else torch.tensor([0, 9, 10, 3]), torch.arange(4)
     distiller.critic.train()  # where dropout would tell them apart
     told = distiller._told(labels, calls)
-    assert torch.equal(distiller._difference(noise, labels, told), torch.zeros_like(noise))
+    assert torch.equal(distiller._slope(noise, labels, told), torch.zeros_like(noise))
     rows = distiller.critic.label_embedding.table.weight
     assert len(rows) == 4 * (1 if classes is None else classes + 1) + 1
     rows.data[told[2]] += 1.0
-    changed = distiller._difference(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
+    changed = distiller._slope(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
     assert changed.tolist() == [False, False, True, False]  # no two calls and classes share a row
 
 
