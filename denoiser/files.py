@@ -8,6 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, written to the disk before going on."""
+    if path.is_dir() and os.name == "nt":
+        return  # where folders cannot be opened
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `OSError` if no file or folder can be made at `path`: better to learn it now than after an hour."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())

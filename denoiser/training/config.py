@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from denoiser.checks import check_positive, check_seed
+from denoiser.checks import check_divisible, check_positive, check_seed
 from pipelines import SamplingConfig
 
 
@@ -54,6 +54,8 @@ class TrainingConfig:
         evaluation_images: Samples, and held-out images, of such an evaluation.
         checkpoint_every: Steps between checkpoints.
         checkpoints_kept: Newest checkpoints kept.
+        keep_every: Steps between checkpoints that are kept for good besides; None for none.
+        max_skipped_steps: Steps in a row whose gradient may be infinite or no number, and that change nothing.
     """
 
     max_steps: int | None = None
@@ -82,6 +84,8 @@ class TrainingConfig:
     evaluation_images: int = 2048
     checkpoint_every: int = 500
     checkpoints_kept: int = 2
+    keep_every: int | None = None
+    max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_minutes is None:
@@ -98,15 +102,16 @@ class TrainingConfig:
             evaluation_images=self.evaluation_images,
             checkpoint_every=self.checkpoint_every,
             checkpoints_kept=self.checkpoints_kept,
+            max_skipped_steps=self.max_skipped_steps,
         )
+        if self.keep_every is not None:
+            check_divisible("keep_every", self.keep_every, self.checkpoint_every, "checkpoint_every")
         check_seed(self.seed)
         for name in ("max_minutes", "learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        levels = self.log_normal_levels
-        if levels is not None and not (len(levels) == 2 and math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
-            raise ValueError(f"log_normal_levels are {levels}; give a finite mean and a deviation above 0")
+        _check_levels(self.log_normal_levels)
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
@@ -114,6 +119,11 @@ class TrainingConfig:
         for name in ("ema_decay", "ema_power", "label_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+
+
+def _check_levels(levels: tuple[float, float] | None) -> None:
+    if levels is not None and not (len(levels) == 2 and math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
+        raise ValueError(f"log_normal_levels are {levels}; give a finite mean and a deviation above 0")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One training step, and all that it changes: the weights, the optimizer's state, the average of the weights."""
 
+import logging
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from denoiser.training.objective import check_noise_schedule, denoising_loss
 from denoiser.training.optimizers import make_optimizer
 from pipelines import DenoisingPipeline
 
+logger = logging.getLogger(__name__)
+
 
 class Learner:
     """Takes training steps.
@@ -40,6 +43,7 @@ class Learner:
     Attributes:
         step: Optimizer steps taken.
         window: Figures of the steps since it was last set anew.
+        skipped: Whether the last step changed nothing, because its gradient was not finite.
         optimizers: All that the steps are taken with, the model's first.
         own_scheduler: What the pipeline of the trained network is saved with.
         denoises: Whether the network learns to denoise at every noise level, so that a loss on held-out images tells.
@@ -75,6 +79,7 @@ class Learner:
         self.distillation: dict[str, Any] = {}
         self.ema = self.new_average(training.ema_power)
         self.step = 0
+        self.skipped, self.skipped_in_a_row = False, 0
         self.window = self.new_window()
 
     def described(self) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class Learner:
         return EMAModel(self.raw_model.parameters(), decay=decay, use_ema_warmup=True, power=power, foreach=True)
 
     def take_step(self, progress: float) -> float:
-        """Take one optimizer step.
+        """Take one optimizer step; one whose gradient is not finite changes nothing, and is counted.
 
         Args:
             progress: Share of the budget used, 0 to 1: the learning rate follows it.
@@ -100,7 +105,7 @@ class Learner:
             The loss of this process's images.
 
         Raises:
-            FloatingPointError: If the loss or the gradient is not finite.
+            FloatingPointError: If that happens in `max_skipped_steps` steps in a row.
         """
         rate = learning_rate(self.training.learning_rate, self.training.warmup_steps, self.step, progress)
         for optimizer in self.optimizers:
@@ -108,10 +113,15 @@ class Learner:
                 group["lr"] = rate
         with self.window.timed("step"):
             self.model.train()
+            self.skipped = False
             loss = self._learn().item()
-            self.ema.step(self.raw_model.parameters())
-        self.window.count_step(self._global_batch_size)
+            if not self.skipped:
+                self.ema.step(self.raw_model.parameters())
+        self.window.count_step(self._global_batch_size, self.skipped)
         self.step += 1
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.skipped else 0
+        if self.skipped_in_a_row == self.training.max_skipped_steps:
+            raise FloatingPointError(f"the gradient was not finite in {self.skipped_in_a_row} steps up to {self.step}")
         return loss
 
     def pipeline(self, scheduler: SchedulerMixin | None = None, ema: EMAModel | None = None) -> DenoisingPipeline:
@@ -174,24 +184,26 @@ class Learner:
         self._seed_network(start)
         with accelerator.accumulate(self.model):
             losses = denoising_loss(self.model, self.scheduler, images, part.noise, timesteps, class_labels)
-            norm = self._step(self.model, self.optimizers[0], (losses * self.loss_weights[timesteps]).mean())
-            if norm is not None:
-                self.window.gradient_norms.append(norm)
+            self._step(self.model, self.optimizers[0], (losses * self.loss_weights[timesteps]).mean())
         self.window.count(losses.detach(), timesteps)
         return losses.detach().mean()
 
-    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor | None:
-        """Pass a loss backward and, when all of the batch has been, step; returns the gradient's norm then."""
-        accelerator, norm = self.accelerator, None
+    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Pass a loss backward and, when all of the batch has been, step unless the gradient is not finite."""
+        accelerator = self.accelerator
         accelerator.backward(loss)
-        self._check_finite("loss", loss.detach())
         if accelerator.sync_gradients:
             norm = accelerator.clip_grad_norm_(model.parameters(), self.training.max_grad_norm)
-            if accelerator.mixed_precision != "fp16":  # whose scaler skips the steps that overflow
-                self._check_finite("gradient", norm)
+            if norm.isfinite():
+                if model is self.model:
+                    self.window.gradient_norms.append(norm)
+            elif accelerator.mixed_precision != "fp16":  # whose scaler skips the step, to find its scale
+                self.skipped = True
+                logger.warning("step %d is skipped: its gradient is not finite", self.step + 1)
+                optimizer.zero_grad()
+                return
         optimizer.step()
         optimizer.zero_grad()
-        return norm
 
     def _batch(self, part: Draws) -> tuple[Tensor, Tensor | None]:
         """Return images in [-1, 1] and their labels, some dropped; None for an unconditional network."""
@@ -203,10 +215,6 @@ class Learner:
     def _seed_network(self, start: int) -> None:
         """Seed a network's own draws, such as dropout, which come from PyTorch's global generator."""
         torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
-
-    def _check_finite(self, what: str, values: Tensor) -> None:
-        if not values.isfinite().all():
-            raise FloatingPointError(f"the {what} is not finite at step {self.step + 1}")
 
     def _check_images(self) -> None:
         shape, names = tuple(self.images.images.shape[1:]), self.images.class_names

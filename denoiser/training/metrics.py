@@ -24,7 +24,7 @@ class Window:
         self.loss_sums = torch.zeros(QUARTERS, device=device)
         self.counts = torch.zeros(QUARTERS, device=device)
         self.gradient_norms: list[Tensor] = []  # one a step, before clipping
-        self.steps = self.images = 0
+        self.steps = self.skipped = self.images = 0
         self.seconds = {"step": 0.0, "data": 0.0}
 
     @contextmanager
@@ -34,9 +34,10 @@ class Window:
         yield
         self.seconds[what] += time.perf_counter() - started
 
-    def count_step(self, images: int) -> None:
+    def count_step(self, images: int, skipped: bool) -> None:
         """Add a step that took `images` images through the network, in all processes together."""
         self.steps += 1
+        self.skipped += skipped
         self.images += images
 
     @property
@@ -45,8 +46,9 @@ class Window:
         return self.images / self.seconds["step"]
 
     def count(self, losses: Tensor, timesteps: Tensor) -> None:
-        """Add the loss of each image, `(batch,)`, at its timestep, `(batch,)`."""
-        sums, counts = _sums_by_quarter(losses, timesteps, self.num_timesteps)
+        """Add the loss of each image, `(batch,)`, at its timestep, `(batch,)`; those that are not finite count not."""
+        finite = losses.isfinite()
+        sums, counts = _sums_by_quarter(losses[finite], timesteps[finite], self.num_timesteps)
         self.loss_sums += sums
         self.counts += counts
 
@@ -55,7 +57,8 @@ class Window:
         sums, counts = accelerator.reduce(torch.stack([self.loss_sums, self.counts]), reduction="sum").cpu()
         return {
             **_means(sums, counts),
-            "gradient_norm": torch.stack(self.gradient_norms).mean().item(),
+            **({"gradient_norm": torch.stack(self.gradient_norms).mean().item()} if self.gradient_norms else {}),
+            "skipped_steps": self.skipped,
             "images_per_second": self.images_per_second,
             "step_milliseconds": 1000 * self.seconds["step"] / self.steps,
             "data_milliseconds": 1000 * self.seconds["data"] / self.steps,
@@ -79,4 +82,4 @@ def _means(sums: Tensor, counts: Tensor) -> dict[str, float]:
         for quarter in range(QUARTERS)
         if counts[quarter]
     }
-    return {"loss": (sums.sum() / counts.sum()).item(), **by_quarter}
+    return {**({"loss": (sums.sum() / counts.sum()).item()} if counts.any() else {}), **by_quarter}

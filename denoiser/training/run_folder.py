@@ -49,7 +49,7 @@ class RunFolder:
         if checkpoint is not None:
             check_trained(checkpoint, trained)
             newest = list_checkpoints(self.checkpoints)[-1] if inside else checkpoint
-            if newest.name > checkpoint.name:
+            if resume != "latest" and newest.name > checkpoint.name:
                 raise FileExistsError(
                     f"{self.checkpoints} holds later checkpoints than {checkpoint.name}, up to {newest.name}; "
                     "delete them to go on from it, or give another output_dir"

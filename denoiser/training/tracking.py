@@ -74,16 +74,24 @@ class Tracker:
         self.accelerator = accelerator
         self.metrics_path = folder.metrics
         self.mode: str = config.mode
+        self.written, self.unwritten = 0, b""  # the length of the file's whole lines, and what could not be added
         if accelerator.is_main_process:
             self._drop_metrics_after(first_step)
         if config.mode != "disabled":
             self.mode = start_wandb(accelerator, config, folder.path, settings)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Append a line of figures."""
+        """Append a line of figures; where that fails, as on a full disk, the next line brings it along."""
         if self.accelerator.is_main_process:
-            with self.metrics_path.open("a") as file:
-                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self.unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
+            try:
+                with self.metrics_path.open("ab") as file:
+                    file.truncate(self.written)
+                    file.write(self.unwritten)
+            except OSError as error:
+                logger.warning("%s cannot be written (%s); going on", self.metrics_path, error)
+            else:
+                self.written, self.unwritten = self.written + len(self.unwritten), b""
         self.accelerator.log(metrics, step=step)
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
@@ -117,6 +125,7 @@ class Tracker:
             lines = self.metrics_path.read_text().splitlines(keepends=True)
             with atomic_path(self.metrics_path) as temporary:
                 temporary.write_text("".join(line for line in lines if _step_of(line) <= step))
+            self.written = self.metrics_path.stat().st_size
 
 
 def _step_of(line: str) -> float:

@@ -1,5 +1,6 @@
 """The training loop: the loop decides when, the step says what."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, u
 from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
-from denoiser.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from denoiser.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint
 from denoiser.training.config import RunConfig, components, settings
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
 from denoiser.training.run_folder import RunFolder
+from denoiser.training.signals import EXIT_STATUS, StopSignals
 from denoiser.training.tracking import Tracker
 from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
+
+logger = logging.getLogger(__name__)
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
@@ -110,23 +114,32 @@ class Trainer:
     def train(self) -> str | None:
         """Train to the end of the budget and save the pipeline.
 
+        SIGINT, SIGTERM and SIGUSR1 end it after the step that it is in, with a checkpoint of that step.
+
         Returns:
             The command that uploads the run to wandb, or None if there is nothing to upload.
 
         Raises:
-            FloatingPointError: If the loss or the gradient is not finite.
+            FloatingPointError: If the gradient is not finite in too many steps in a row.
+            SystemExit: If a signal ended it, with 143 for SIGTERM and 0 for the others.
         """
         described = {**settings(self.config), **self.learner.described()}
         tracker = Tracker(self.accelerator, self.config.tracking, self.folder, described, self.step)
         if self.accelerator.is_main_process:
             self.folder.start(described)
         self.budget.start()
-        with self._progress_bar() as bar:
+        with StopSignals() as signals, self._progress_bar() as bar:
             progress = self.budget.progress(self.step, self.accelerator)
             while progress < 1:
                 self._train_step(progress, bar)
                 progress = self.budget.progress(self.step, self.accelerator)
-                self._after_step(progress >= 1, tracker)
+                stopped = signals.agreed(self.accelerator)
+                self._after_step(progress >= 1, stopped is not None, tracker)
+                if stopped and progress < 1:
+                    bar.close()
+                    tracker.finish()
+                    self.accelerator.print(f"stopped by {stopped.name}; --resume latest goes on from step {self.step}")
+                    sys.exit(EXIT_STATUS[stopped])
         self._save_pipeline(tracker)
         return tracker.finish()
 
@@ -134,18 +147,22 @@ class Trainer:
         """Return the pipeline of the averaged weights."""
         return self.learner.pipeline()
 
-    def _after_step(self, last: bool, tracker: Tracker) -> None:
-        """Evaluate, log, draw and save: what is due after this step, and all of it after the last."""
+    def _after_step(self, last: bool, stopped: bool, tracker: Tracker) -> None:
+        """Evaluate, log, draw and save: what is due after this step, and all of it after the last.
+
+        A checkpoint comes with a line of figures, so that the next line is of the steps after it in a resumed run too.
+        """
         training = self.training
         evaluated = last or self.step % training.evaluate_every == 0
+        saved = last or stopped or self.step % training.checkpoint_every == 0
         if evaluated:
             self._evaluate()
-        if evaluated or self.step % training.log_every == 0:
+        if evaluated or saved or self.step % training.log_every == 0:
             tracker.log({**self._figures(), **(self.evaluation if evaluated else {})}, self.step)
             self.learner.window = self.learner.new_window()
         if last or self.step % training.sample_every == 0:
             self._show_samples(tracker)
-        if last or self.step % training.checkpoint_every == 0:
+        if saved and (last or stopped or not self.learner.skipped):  # so that the last is from before it went wrong
             self._save_checkpoint()
 
     def _train_step(self, progress: float, bar: "tqdm[Any]") -> None:
@@ -156,7 +173,8 @@ class Trainer:
             good = self.last_checkpoint
             advice = "resume from it" if good else "start anew"
             raise FloatingPointError(
-                f"{error}; last good checkpoint: {good or 'none yet'}; {advice} with a lower training.learning_rate"
+                f"{error}; last good checkpoint: {good or 'none yet'}; {advice} with a lower training.learning_rate "
+                "or in another precision"
             ) from error
         judged = f", Fréchet {self.evaluation['frechet']:.2f}" if "frechet" in self.evaluation else ""
         speed = self.learner.window.images_per_second
@@ -194,20 +212,27 @@ class Trainer:
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
         if self.accelerator.is_main_process:
-            grid = self._grid()
-            save_image(grid, self.folder.grid(self.step))
+            grid, path = self._grid(), self.folder.grid(self.step)
+            try:
+                save_image(grid, path)
+            except OSError as error:
+                logger.warning("%s cannot be written (%s); going on", path, error)
             tracker.log_image("samples", grid, self.step)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
-        self.last_checkpoint = save_checkpoint(
-            self.accelerator,
-            self.folder.checkpoints,
-            Progress(self.step, self.budget.seconds),
-            self.learner.ema,
-            self._bound_to(),
-            self.training.checkpoints_kept,
-        )
+        """Save a checkpoint, or say why it could not be and go on."""
+        folder, training = self.folder.checkpoints, self.training
+        progress = Progress(self.step, self.budget.seconds)
+        try:
+            checkpoint = save_checkpoint(self.accelerator, folder, progress, self.learner.ema, self._bound_to())
+        except OSError as error:
+            last = self.last_checkpoint or "none yet"
+            logger.warning("no checkpoint of step %d (%s); the last is %s; going on", self.step, error, last)
+            return
+        self.last_checkpoint = checkpoint
+        if self.accelerator.is_main_process:
+            drop_checkpoints(folder, checkpoint, training.checkpoints_kept, training.keep_every)
 
     def _bound_to(self) -> dict[str, Any]:
         """Return what a checkpoint is bound to, as plain values."""

@@ -1,6 +1,12 @@
+import hashlib
 import json
 import math
+import os
+import re
+import resource
 import shutil
+import signal
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -11,6 +17,7 @@ from PIL import Image
 from denoiser import UNet
 from denoiser.data import ImageSet
 from denoiser.device import in_best_layout
+from denoiser.training.checkpoint import MANIFEST, check_whole
 from denoiser.training.draws import draw
 from denoiser.training.noise_levels import timestep_table
 from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
@@ -32,6 +39,12 @@ def train_four_steps(trainer):
 
 def metrics(trainer):
     return [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def untimed(lines):
+    """Return lines of figures without what the clock tells."""
+    by_clock = {"seconds", "images_per_second", "step_milliseconds", "data_milliseconds"}
+    return [{name: value for name, value in line.items() if name not in by_clock} for line in lines]
 
 
 def weights(trainer):
@@ -60,7 +73,7 @@ def test_a_run_leaves_figures_grids_checkpoints_and_the_pipeline(make_trainer, m
         "samples/step-00000006.png",
         "samples/step-00000010.png",
     ]
-    assert [line["step"] for line in metrics(trainer)] == [5, 10]
+    assert [line["step"] for line in metrics(trainer)] == [4, 5, 8, 10]
     assert {"loss", "learning_rate", "gradient_norm", "images_per_second", "loss_quarter_1"} <= set(metrics(trainer)[0])
 
 
@@ -177,13 +190,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_traine
     assert second.step == 4
     second.train()
     assert equal(whole, second)
-    assert [line["step"] for line in metrics(second)] == [4, 5, 10]
+    assert [line["step"] for line in metrics(second)] == [4, 5, 8, 10]
+    assert untimed(metrics(second)) == untimed(metrics(whole))
 
 
 def test_resuming_drops_the_figures_after_the_checkpoint(make_trainer):
     first = make_trainer(log_every=2, checkpoint_every=4, checkpoints_kept=9)
     first.train()
-    (first.folder.path / "checkpoints" / "step-00000010" / "state.json").unlink()  # as if killed before it was whole
+    shutil.rmtree(first.folder.checkpoints / "step-00000010")  # as if killed before it was saved
     second = make_trainer(log_every=2, checkpoint_every=4, resume="latest")
     assert second.step == 8
     second.train()
@@ -266,12 +280,12 @@ def test_the_rate_warms_up_and_reaches_its_end_under_accumulation(make_trainer):
 
 
 def test_a_budget_in_minutes_ends_the_run_with_a_rate_that_has_followed_the_clock(make_trainer):
-    trainer = make_trainer(max_steps=None, max_minutes=0.05, log_every=1)
+    trainer = make_trainer(max_steps=None, max_minutes=0.1, log_every=1)
     trainer.train()
-    assert trainer.budget.seconds >= 3
+    assert trainer.budget.seconds >= 6
     *_, earlier, before, last = metrics(trainer)
     assert last["learning_rate"] < before["learning_rate"]
-    spent = earlier["seconds"] / 3  # by then; the last step began later
+    spent = earlier["seconds"] / 6  # by then; the last step began later
     assert last["learning_rate"] <= trainer.training.learning_rate * (1 + math.cos(math.pi * spent)) / 2
 
 
@@ -320,18 +334,134 @@ def test_gradient_checkpointing_trains_to_the_same_weights(make_trainer):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_good_checkpoint(make_trainer):
-    trainer = make_trainer(learning_rate=1e30, warmup_steps=1, checkpoint_every=1)
-    with pytest.raises(FloatingPointError, match=r"not finite at step (\d+).*checkpoints/step-0+\d.*learning_rate"):
+def poison(trainer, steps):
+    """Let the gradient be no number in these steps, counted from 1."""
+    learner = trainer.learner
+
+    def hook(gradient):
+        return gradient * math.nan if learner.step + 1 in steps else gradient
+
+    next(learner.raw_model.parameters()).register_hook(hook)
+
+
+def test_a_gradient_that_is_not_finite_skips_its_step(make_trainer, caplog):
+    trainer, before = make_trainer(log_every=1), []
+    poison(trainer, {3})
+    learn = trainer.learner._learn
+
+    def watched():
+        before.append([tensor.clone() for tensor in weights(trainer)])
+        return learn()
+
+    trainer.learner._learn = watched
+    trainer.train()
+    changed = [
+        any(not torch.equal(one, other) for one, other in zip(earlier, later, strict=True))
+        for earlier, later in zip(before, [*before[1:], weights(trainer)], strict=True)
+    ]
+    assert changed == [True, True, False, *[True] * 7]
+    assert [line["skipped_steps"] for line in metrics(trainer)] == [0, 0, 1, *[0] * 7]
+    assert "gradient_norm" not in metrics(trainer)[2]
+    assert "step 3 is skipped: its gradient is not finite" in caplog.text
+
+
+def test_gradients_that_stay_infinite_stop_the_run_with_the_last_good_checkpoint(make_trainer):
+    trainer = make_trainer(max_skipped_steps=4, checkpoint_every=1)
+    poison(trainer, range(4, 99))
+    message = r"not finite in 4 steps up to 7; last good checkpoint: .*/step-00000003; resume .*learning_rate or in"
+    with pytest.raises(FloatingPointError, match=message):
         trainer.train()
     assert not trainer.folder.pipeline.exists()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(make_trainer):
-    trainer = make_trainer()
-    next(trainer.learner.raw_model.parameters()).register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(FloatingPointError, match="the gradient is not finite at step 1; .*none yet"):
+def test_a_loss_that_is_not_finite_stops_the_run(make_trainer):
+    trainer = make_trainer(learning_rate=1e30, warmup_steps=1, max_skipped_steps=3)
+    with pytest.raises(FloatingPointError, match=r"not finite in 3 steps up to \d; last good checkpoint: none yet"):
         trainer.train()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 0), (signal.SIGUSR1, 0)])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_trainer, capsys, number, status):
+    whole = make_trainer("whole")
+    whole.train()
+    another_process()
+    stopped = make_trainer()
+    learn = stopped.learner._learn
+
+    def interrupted():
+        if stopped.step == 3:
+            os.kill(os.getpid(), number)
+        return learn()
+
+    stopped.learner._learn = interrupted
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        stopped.train()
+    assert ended.value.code == status
+    assert signal.getsignal(number) == before
+    assert f"stopped by {number.name}; --resume latest goes on from step 4" in capsys.readouterr().out
+    another_process()
+    resumed = make_trainer(resume="latest")
+    assert resumed.step == 4
+    resumed.train()
+    assert equal(whole, resumed)
+    assert [line["step"] for line in metrics(resumed)] == [4, 5, 10]
+
+
+def test_a_second_interruption_stops_at_once(make_trainer):
+    trainer = make_trainer()
+
+    def impatient():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.learner._learn = impatient
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not trainer.folder.checkpoints.exists()
+
+
+@contextmanager
+def full_disk(free):
+    """Let no file grow beyond `free` bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("free", [0, 100, 2_000, 20_000, 100_000])
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(make_trainer, caplog, free):
+    whole = make_trainer("whole", checkpoint_every=2, checkpoints_kept=9, sample_every=4, log_every=1)
+    whole.train()
+    another_process()
+    trainer = make_trainer(checkpoint_every=2, checkpoints_kept=9, sample_every=4, log_every=1)
+    after_step = trainer._after_step
+
+    def full_at_four(*arguments):
+        with full_disk(free) if trainer.step == 4 else nullcontext():
+            after_step(*arguments)
+
+    trainer._after_step = full_at_four
+    trainer.train()
+    assert re.search(r"no checkpoint of step 4 \(.*\); the last is .*/step-00000002; going on", caplog.text)
+    names = sorted(path.name for path in trainer.folder.checkpoints.iterdir())
+    assert names == [f"step-{step:08d}" for step in (2, 6, 8, 10)]
+    for path in trainer.folder.checkpoints.iterdir():
+        check_whole(path)
+    assert [line["step"] for line in metrics(trainer)] == [*range(1, 11)]
+    assert equal(whole, trainer)
+
+
+def test_a_checkpoint_every_so_many_steps_is_kept_for_good(make_trainer):
+    trainer = make_trainer(checkpoint_every=1, checkpoints_kept=2, keep_every=3)
+    trainer.train()
+    kept = sorted(int(path.name.removeprefix("step-")) for path in trainer.folder.checkpoints.iterdir())
+    assert kept == [3, 6, 9, 10]
+    with pytest.raises(ValueError, match="keep_every 3 is not divisible by 2"):
+        make_trainer(checkpoint_every=2, keep_every=3)
 
 
 def test_a_folder_that_holds_a_run_is_not_touched(make_trainer):
@@ -376,29 +506,49 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
     state = json.loads(path.read_text())
     del state["optimizer"]
     path.write_text(json.dumps(state))
+    sums = json.loads((path.parent / MANIFEST).read_text())
+    sums[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    (path.parent / MANIFEST).write_text(json.dumps(sums))
     with pytest.raises(ValueError, match="lacks optimizer: another version of this package wrote it"):
         make_trainer(resume="latest")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.bin", "ema.safetensors", "state.json", "manifest.json"]
+)
 @pytest.mark.parametrize(
     "damage",
     [
         lambda path: path.write_bytes(path.read_bytes()[:100]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"),
         lambda path: path.write_text("{}"),
         lambda path: path.unlink(),
+        lambda path: (path.parent / "pytorch_model.bin").write_text("of a stranger"),
     ],
 )
-def test_a_damaged_checkpoint_is_refused_and_can_be_deleted(make_trainer, name, damage):
-    first = make_trainer(max_steps=4, checkpoint_every=2)
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(make_trainer, caplog, name, damage):
+    first = make_trainer(max_steps=6, checkpoint_every=2, checkpoints_kept=3)
     first.train()
     damage(first.last_checkpoint / name)
-    if (first.last_checkpoint / "state.json").exists():  # without it the folder is no checkpoint at all
-        with pytest.raises(ValueError, match="step-00000004 is damaged .*; delete it"):
-            make_trainer(max_steps=4, resume="latest")
-        shutil.rmtree(first.last_checkpoint)
     another_process()
-    assert make_trainer(max_steps=4, resume="latest").step == 2
+    second = make_trainer(max_steps=6, checkpoint_every=2, resume="latest")
+    assert second.step == 4
+    assert "passed over: " in caplog.text
+    assert "step-00000006 is damaged (" in caplog.text
+    with pytest.raises((ValueError, FileNotFoundError), match="step-00000006 is (damaged|not a checkpoint)"):
+        make_trainer(max_steps=6, resume=str(first.last_checkpoint))
+    second.train()
+    assert equal(first, second)
+    check_whole(first.last_checkpoint)
+
+
+def test_where_no_checkpoint_is_whole_nothing_starts_over_them(make_trainer):
+    first = make_trainer(max_steps=4, checkpoint_every=2)
+    first.train()
+    for path in first.folder.checkpoints.iterdir():
+        (path / "ema.safetensors").unlink()
+    with pytest.raises(ValueError, match="none of the checkpoints in .* is whole; start anew in another output_dir"):
+        make_trainer(max_steps=4, resume="latest")
 
 
 def test_going_on_from_an_older_checkpoint_takes_a_folder_without_later_ones(make_trainer):

@@ -1,0 +1,47 @@
+"""Signals that ask a run to end: it finishes its step and saves first."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+
+# What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
+EXIT_STATUS = {signal.SIGINT: 0, signal.SIGUSR1: 0, signal.SIGTERM: 143}
+
+
+class StopSignals:
+    """Notes the first of the signals while the block runs; a second SIGINT stops at once, as it always does.
+
+    Outside of the main thread, where Python lets nobody listen, signals do what they would do without it.
+    """
+
+    def __init__(self) -> None:
+        self.noted: signal.Signals | None = None
+
+    def __enter__(self) -> Self:
+        """Listen."""
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the signals do what they did before."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
+        """Return the signal that one of the processes got, the same on all of them; every process has to ask."""
+        if accelerator.num_processes == 1:
+            return self.noted
+        number = torch.tensor(int(self.noted or 0), device=accelerator.device)
+        highest = int(accelerator.gather(number).max())
+        return signal.Signals(highest) if highest else None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT == self.noted:
+            raise KeyboardInterrupt
+        self.noted = self.noted or signal.Signals(number)
