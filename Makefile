@@ -1,6 +1,7 @@
 # make train    set up, get the data, train the default config (five minutes on two cores)
 # make test     set up, get the data, run every test
 # make lint     style and types
+# make soak    kill runs, fail writes and feed nonsense for an hour; write what was found into docs/reliability.md
 # make pictures draw the pictures of docs/sampling.md again
 # make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint pictures ship data clean
+.PHONY: train test lint soak pictures ship data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -22,6 +23,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: .venv/installed data
+	noted=$$(mktemp) && SOAK=1 RELIABILITY=$$noted OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+	    tests/faults tests/scripts/test_bad_input.py && $(BIN)/python -m tests.reliability $$noted; rm -f $$noted
 
 pictures: .venv/installed data
 	rm -rf runs/boots runs/denoised_boots

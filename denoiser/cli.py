@@ -101,9 +101,14 @@ def run(main: Callable[[], Any]) -> None:
     except (MemoryError, torch.OutOfMemoryError):
         fail("out of memory; lower the batch size, or the widths of the network")
     except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        reason = next(iter(str(error).splitlines()), "")
+        if isinstance(error, torch.distributed.DistError) or "gloo" in reason:
+            what = f"another process of the run has ended ({reason}); its own lines say why; --resume latest goes on"
+        elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            what = f"the network cannot be compiled ({reason}); leave compile off"
+        else:
             raise
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
-        fail(f"the network cannot be compiled ({next(iter(str(error).splitlines()), '')}); leave compile off")
+        fail(what)
     except KeyboardInterrupt:
         fail("interrupted")

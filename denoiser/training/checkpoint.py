@@ -91,7 +91,7 @@ def check_whole(path: Path) -> None:
     try:
         listed = json.loads((path / MANIFEST).read_text())
         sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
     files = _files(path)
     if names := sorted(files.keys() ^ sums.keys()):

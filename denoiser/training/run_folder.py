@@ -59,7 +59,9 @@ class RunFolder:
         return checkpoint
 
     def start(self, settings: dict[str, Any]) -> None:
-        """Write the settings down, and drop the pipeline that an earlier end of this run left."""
+        """Write the settings down, and drop what a kill left half-written and the pipeline of an earlier end."""
+        for path in self.path.rglob(".*.partial*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         with atomic_path(self.config) as temporary:
             temporary.write_text(yaml.safe_dump(settings, sort_keys=False))
         shutil.rmtree(self.pipeline, ignore_errors=True)

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 
 # What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
-EXIT_STATUS = {signal.SIGINT: 0, signal.SIGUSR1: 0, signal.SIGTERM: 143}
+STATUS_BY_NAME = {"SIGINT": 0, "SIGUSR1": 0, "SIGTERM": 143}
+EXIT_STATUS = {signal.Signals[name]: status for name, status in STATUS_BY_NAME.items() if hasattr(signal, name)}
 
 
 class StopSignals:

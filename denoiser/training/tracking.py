@@ -122,15 +122,16 @@ class Tracker:
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_text().splitlines(keepends=True)
+            lines = self.metrics_path.read_bytes().splitlines(keepends=True)
             with atomic_path(self.metrics_path) as temporary:
-                temporary.write_text("".join(line for line in lines if _step_of(line) <= step))
+                temporary.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
             self.written = self.metrics_path.stat().st_size
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """Return the step of a line of metrics, infinite if the line is not whole."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, TypeError, KeyError):
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return math.inf
+    return step if isinstance(step, int) else math.inf

