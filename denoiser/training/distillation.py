@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin
+from einops import rearrange
 from torch import Tensor
 
 from denoiser.checks import check_positive
@@ -54,12 +55,15 @@ class DistillationConfig:
         denoising_steps: Steps at the start in which the student learns to predict velocities: the noise that the
             teacher predicts says nothing of the image where there is nothing but noise. They alone go by the training's
             `loss_weighting` and `log_normal_levels`.
+        own_starts: Whether calls start from what the calls before them lead to, as they do in drawing (DMD2: Yin et al.
+            2024, section 4.5), in the place of real images; for a student that has learnt to draw from those.
     """
 
     teacher: str = "teacher"
     calls: int = 4
     critic_steps: int = 2
     denoising_steps: int = 300
+    own_starts: bool = False
 
     def __post_init__(self) -> None:
         check_positive(calls=self.calls, critic_steps=self.critic_steps, denoising_steps=self.denoising_steps)
@@ -119,8 +123,7 @@ class Distiller(Learner):
         model: The student, from `student_of`.
         scheduler: The student's noise levels, likewise.
         accelerator: From `start_accelerator`.
-        images: Training set; noised, they are what each call starts from. To start from what earlier calls lead to, as
-            in DMD2's section 4.5, gave worse images here (docs/study.md).
+        images: Training set; noised, they are what each call starts from, unless `own_starts` is set.
 
     Raises:
         ValueError: As `Learner` does, or if gradients shall be accumulated.
@@ -166,6 +169,8 @@ class Distiller(Learner):
             images, class_labels = self._batch(part)
             calls = part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps  # stratified, too
             starts = self.starts[calls]
+            if self.options.own_starts:
+                images = self._led_to(images, class_labels, calls)
             noisy = self.scheduler.add_noise(images, part.noise, starts)
         self._seed_network(start)
         prediction = self.model(noisy, starts, class_labels=class_labels).sample.float()
@@ -182,6 +187,20 @@ class Distiller(Learner):
             self.window.count(losses.detach(), timesteps)
             means.append(losses.detach().mean())
         return torch.stack(means).mean()
+
+    @torch.no_grad()
+    def _led_to(self, images: Tensor, class_labels: Tensor | None, calls: Tensor) -> Tensor:
+        """Return, for each image, what the student's calls before this one lead to; the image itself at the first."""
+        drawn, led_to = images, images
+        self.model.eval()
+        for call, start in enumerate(self.starts[:-1]):
+            noise, _ = self._noise(1 + self.options.critic_steps + call)
+            noisy = self.scheduler.add_noise(drawn, noise, start.expand(len(images)))
+            prediction = self.model(noisy, start, class_labels=class_labels).sample.float()
+            drawn = predicted_image(self.scheduler, noisy, prediction, start).clamp(-1, 1)
+            led_to = torch.where(rearrange(calls == call + 1, "b -> b 1 1 1"), drawn, led_to)
+        self.model.train()
+        return led_to
 
     def _told(self, class_labels: Tensor | None, calls: Tensor) -> Tensor:
         """Return the labels that tell the critic classes and calls."""

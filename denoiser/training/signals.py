@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Self
 
@@ -11,16 +12,21 @@ from accelerate import Accelerator
 # What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
 STATUS_BY_NAME = {"SIGINT": 0, "SIGUSR1": 0, "SIGTERM": 143}
 EXIT_STATUS = {signal.Signals[name]: status for name, status in STATUS_BY_NAME.items() if hasattr(signal, name)}
+SAME_SIGNAL = 1.0
 
 
 class StopSignals:
     """Notes the first of the signals while the block runs; a second SIGINT stops at once, as it always does.
+
+    A launcher passes on the SIGINT of a terminal that has reached its processes too, so a second one within
+    `SAME_SIGNAL` seconds is the first.
 
     Outside of the main thread, where Python lets nobody listen, signals do what they would do without it.
     """
 
     def __init__(self) -> None:
         self.noted: signal.Signals | None = None
+        self.since = 0.0
 
     def __enter__(self) -> Self:
         """Listen."""
@@ -43,6 +49,7 @@ class StopSignals:
         return signal.Signals(highest) if highest else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT == self.noted:
+        if self.noted is None:
+            self.noted, self.since = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT == self.noted and time.monotonic() - self.since > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.noted = self.noted or signal.Signals(number)

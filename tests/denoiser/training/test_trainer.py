@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import time
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -20,6 +21,7 @@ from denoiser.device import in_best_layout
 from denoiser.training.checkpoint import MANIFEST, check_whole
 from denoiser.training.draws import draw
 from denoiser.training.noise_levels import timestep_table
+from denoiser.training.signals import SAME_SIGNAL
 from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
 from tests.conftest import tiny_basic_unet, tiny_unet
 
@@ -409,15 +411,19 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_trainer, ca
 
 
 def test_a_second_interruption_stops_at_once(make_trainer):
-    trainer = make_trainer()
+    trainer, sent = make_trainer(), []
 
     def impatient():
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # the same, from a launcher
+        time.sleep(SAME_SIGNAL)
+        sent.append(time.sleep(0.1))
         os.kill(os.getpid(), signal.SIGINT)
 
     trainer.learner._learn = impatient
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+    assert sent
     assert not trainer.folder.checkpoints.exists()
 
 
