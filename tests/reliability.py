@@ -9,7 +9,7 @@ from denoiser.evaluation.markdown import markdown_table
 
 HEADERS = {
     "kills": ["runs of", "kills", "runs that ended as if not killed"],
-    "faults": ["what fails", "writes that failed", "older checkpoints lost", "runs that ended alike when resumed"],
+    "faults": ["what fails", "writes that failed", "checkpoints that were not written for it"],
     "input": ["command", "its one line, with exit status 2"],
 }
 
