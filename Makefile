@@ -1,7 +1,7 @@
 # make train    set up, get the data, train the default config (five minutes on two cores)
 # make test     set up, get the data, run every test
 # make lint     style and types
-# make soak    kill runs, fail writes and feed nonsense for an hour; write what was found into docs/reliability.md
+# make soak     kill runs, fail writes and feed nonsense for an hour; write what was found into docs/reliability.md
 # make pictures draw the pictures of docs/sampling.md again
 # make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3

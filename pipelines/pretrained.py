@@ -1,10 +1,10 @@
 """The trained pipelines that ship with the package, each checked by its hashes before it is loaded (`make ship`)."""
 
-import hashlib
 import os
 from pathlib import Path
 
 from denoiser.checks import did_you_mean
+from denoiser.files import sha256
 from pipelines.denoising import DenoisingPipeline, load_pipeline
 from pipelines.sampling import own_sampler
 from pipelines.schedulers import make_scheduler
@@ -63,7 +63,7 @@ def check_sums(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; install the package again")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if sha256(path) != digest:
             raise ValueError(
                 f"{path} is not the file that was shipped (its SHA-256 differs); install the package again"
             )

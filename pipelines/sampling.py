@@ -90,13 +90,13 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"seeds '{text}' cannot be read at '{part}'; write them such as 3,17,100-120")
-        ends = int(first), int(last or first)
-        if ends[0] > ends[1]:
+        lowest, highest = int(first), int(last or first)
+        if lowest > highest:
             raise ValueError(f"seeds '{text}': the range '{part}' is empty; give the lower number first")
-        check_seed(ends[1])
-        if len(seeds) + ends[1] - ends[0] >= MOST_SEEDS:
+        check_seed(highest)
+        if len(seeds) + highest - lowest >= MOST_SEEDS:
             raise ValueError(f"seeds '{text}' names more than {MOST_SEEDS:,}; draw them in parts")
-        seeds += range(ends[0], ends[1] + 1)
+        seeds += range(lowest, highest + 1)
     return seeds
 
 

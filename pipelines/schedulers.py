@@ -1,6 +1,7 @@
 """Diffusers' samplers by name, each with the options that few steps want."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -132,12 +133,11 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
 
 
 def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
-    """Return whether all timesteps would be of the training, which some 60 numbers up to 1,000 are not rounded to."""
-    if scheduler.config.get("timestep_spacing") != "trailing":
+    """Return whether diffusers' trailing timesteps, `np.arange(count, 0, -count / steps)`, are as many as the steps."""
+    if scheduler.config.get("timestep_spacing") != "trailing" or isinstance(scheduler, LCMScheduler):
         return True
-    trial = type(scheduler).from_config(scheduler.config)
-    trial.set_timesteps(num_inference_steps)
-    return bool((trial.timesteps >= 0).all())
+    count = scheduler.config.num_train_timesteps
+    return math.ceil(count / (count / num_inference_steps)) == num_inference_steps
 
 
 def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:

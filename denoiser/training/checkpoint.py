@@ -3,7 +3,6 @@
 A manifest has the size and the SHA-256 of each file, so that what was cut short or altered afterwards is known.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from denoiser.files import sync
+from denoiser.files import sha256, sync
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def check_whole(path: Path) -> None:
     if names := sorted(files.keys() ^ sums.keys()):
         raise _damaged(path, ValueError(f"{names[0]} is {'not in the manifest' if names[0] in files else 'missing'}"))
     for name, file in files.items():
-        if (file.stat().st_size, _sha256(file)) != sums[name]:
+        if (file.stat().st_size, sha256(file)) != sums[name]:
             raise _damaged(path, ValueError(f"{name} is not as it was written"))
 
 
@@ -129,7 +128,7 @@ def save_checkpoint(
                 state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **trained}
                 (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
                 files = _files(temporary)
-                sums = {name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for name, file in files.items()}
+                sums = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
                 (temporary / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
                 for file in [*temporary.rglob("*"), temporary]:
                     sync(file)
@@ -159,11 +158,7 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
     failure = None
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-    ) as error:  # of which the last is how torch.save tells of a full disk
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by the last
         failure = f"{type(error).__name__}: {error}"
     if failures := [told for told in gather_object([failure]) if told]:
         raise OSError(failures[0])
@@ -174,11 +169,6 @@ def _files(path: Path) -> dict[str, Path]:
     files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
     files.pop(MANIFEST, None)
     return files
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_trained(path: Path, trained: dict[str, Any]) -> None:

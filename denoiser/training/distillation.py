@@ -37,9 +37,6 @@ from pipelines.schedulers import build_scheduler, distilled_calls
 # Share of the timesteps at which student and teacher are compared: below, images are as they are; above, the clean
 # image follows from the predicted noise no more.
 COMPARED = (0.02, 0.95)
-# SiD's alpha: how much of the divergence as the critic sees it is taken from its estimate by way of the drawn image,
-# which a critic that lags behind gets wrong in the other direction. 1 and 1.2 are the paper's.
-ALPHA = 1.0
 MOST_CALLS = 20
 
 
@@ -209,7 +206,7 @@ class Distiller(Learner):
         return calls * (self.num_classes + 1) + class_labels
 
     def _slope(self, clean: Tensor, class_labels: Tensor | None, told: Tensor) -> Tensor:
-        """Return the gradient by each drawn image of the divergence that it shows: SiD's loss.
+        """Return the gradient by each drawn image of the divergence that it shows: SiD's loss with an alpha of 1.
 
         Both denoisers are passed backward too. Each image's loss is scaled by the teacher's error.
         """
@@ -225,7 +222,7 @@ class Distiller(Learner):
             ]
         ours, theirs = (predicted_image(scheduler, noisy, prediction, timesteps) for prediction in predictions)
         gap, scale = theirs - ours, (clean - theirs).detach().abs().mean(dim=(1, 2, 3), keepdim=True)
-        losses = (gap * (ours - clean) + (1 - ALPHA) * gap**2) / scale.clamp(min=1e-3)
+        losses = gap * (ours - clean) / scale.clamp(min=1e-3)
         (slope,) = torch.autograd.grad(losses.sum(), clean)
         return slope
 

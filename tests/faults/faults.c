@@ -80,23 +80,17 @@ int rmdir(const char *path) {
     return fails(path) ? -1 : NEXT(rmdir)(path);
 }
 
-int open64(const char *path, int flags, ...) {
-    va_list rest;
-    va_start(rest, flags);
-    mode_t mode = va_arg(rest, mode_t);
-    va_end(rest);
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path)) return -1;
-    return NEXT(open64)(path, flags, mode);
-}
-
-int open(const char *path, int flags, ...) {
-    va_list rest;
-    va_start(rest, flags);
-    mode_t mode = va_arg(rest, mode_t);
-    va_end(rest);
-    if ((flags & (O_WRONLY | O_RDWR)) && fails(path)) return -1;
-    return NEXT(open)(path, flags, mode);
-}
+#define OPENS(name)                                                                  \
+    int name(const char *path, int flags, ...) {                                     \
+        va_list rest;                                                                \
+        va_start(rest, flags);                                                       \
+        mode_t mode = va_arg(rest, mode_t);                                          \
+        va_end(rest);                                                                \
+        if ((flags & (O_WRONLY | O_RDWR)) && fails(path)) return -1;                 \
+        return NEXT(name)(path, flags, mode);                                        \
+    }
+OPENS(open)
+OPENS(open64)
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
     int result = NEXT(clock_gettime)(clock, now);

@@ -1,5 +1,6 @@
 """Files and settings that nobody would write by mistake: each is read rightly or refused in one line."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -212,8 +213,6 @@ def test_a_pickle_in_a_checkpoint_runs_no_code(make_trainer, checkpoint, tmp_pat
     with (checkpoint / name).open("wb") as file:
         pickle.dump(Bomb(tmp_path / "run_by_pickle"), file)
     sums = json.loads((checkpoint / MANIFEST).read_text())  # of a stranger who knows what the manifest is for
-    import hashlib
-
     content = (checkpoint / name).read_bytes()
     sums[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (checkpoint / MANIFEST).write_text(json.dumps(sums))

@@ -11,7 +11,7 @@ import pytest
 
 from denoiser.training.checkpoint import check_whole, list_checkpoints
 from tests.conftest import ROOT
-from tests.scripts.conftest import SMOKE
+from tests.scripts.conftest import SMOKE, clean_environment
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
 
@@ -26,10 +26,9 @@ def launched(tmp_path):
     """A run of two processes that would last, once it has saved a checkpoint; its launcher, folder and log."""
     run_dir, log = tmp_path / "run", tmp_path / "log"
     options = ["--output_dir", str(run_dir), "--tracking.mode", "disabled", "--training.max_steps", "1000000"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     with log.open("w") as out:
         launcher = subprocess.Popen(
-            [sys.executable, *LAUNCH, *SMOKE, *options], cwd=ROOT, env=environment, stdout=out, stderr=out
+            [sys.executable, *LAUNCH, *SMOKE, *options], cwd=ROOT, env=clean_environment(), stdout=out, stderr=out
         )
     try:
         deadline = time.monotonic() + 200

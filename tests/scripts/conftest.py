@@ -14,13 +14,17 @@ from tests.reliability import record
 SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
 
 
+def clean_environment():
+    """Return the environment without what would change how a command trains or logs."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
+
+
 def command(*arguments, **environment):
     """Run a command from the project's folder. Returns how it ended."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**clean, **environment},
+        env={**clean_environment(), **environment},
         capture_output=True,
         text=True,
         timeout=300,
