@@ -26,6 +26,8 @@ _IMPORT_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
+OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
+
 
 class Parser(ArgumentParser):
     """A jsonargparse parser that says what is wrong in one line, and the nearest right option."""
@@ -99,11 +101,13 @@ def run(main: Callable[[], Any]) -> None:
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         fail(str(error))
     except (MemoryError, torch.OutOfMemoryError):
-        fail("out of memory; lower the batch size, or the widths of the network")
+        fail(OUT_OF_MEMORY)
     except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), "")
         if isinstance(error, torch.distributed.DistError) or "gloo" in reason:
             what = f"another process of the run has ended ({reason}); its own lines say why; --resume latest goes on"
+        elif "can't allocate memory" in reason:
+            what = OUT_OF_MEMORY
         elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             what = f"the network cannot be compiled ({reason}); leave compile off"
         else:

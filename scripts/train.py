@@ -19,9 +19,8 @@ def main() -> None:
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
         held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)
     command = shlex.join(["accelerate", "launch", *sys.argv])
-    trainer = Trainer(config, model, scheduler, accelerator, images, held_out, command)
-    parameters = f"{model.num_parameters():,} parameters"
-    train_and_tell(trainer, f"training {type(model).__name__} ({parameters}) on {len(images):,} images")
+    what = f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images"
+    train_and_tell(Trainer(config, model, scheduler, accelerator, images, held_out, command), what)
 
 
 if __name__ == "__main__":

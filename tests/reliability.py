@@ -8,8 +8,8 @@ from pathlib import Path
 from denoiser.evaluation.markdown import markdown_table
 
 HEADERS = {
-    "kills": ["runs of", "kills", "runs that ended as if not killed"],
-    "faults": ["what fails", "writes that failed", "checkpoints that were not written for it"],
+    "kills": ["runs of", "seed", "kills", "runs that ended as if not killed"],
+    "faults": ["what fails", "seed", "writes that failed", "checkpoints that were not written for it"],
     "input": ["command", "its one line, with exit status 2"],
 }
 

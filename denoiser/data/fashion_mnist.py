@@ -29,6 +29,12 @@ CLASS_NAMES = tuple(FashionMNIST.classes)
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 # Of the decompressed files: the .gz bytes differ from mirror to mirror.
+BYTES = {
+    "train-images-idx3-ubyte": 47_040_016,
+    "train-labels-idx1-ubyte": 60_008,
+    "t10k-images-idx3-ubyte": 7_840_016,
+    "t10k-labels-idx1-ubyte": 10_008,
+}
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -87,9 +93,8 @@ def _read_verified(root: Path, name: str) -> bytearray:
     """Return the decompressed bytes of one file, from the first place that has it."""
     path = _find(root, name) or _download(root, name)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(BYTES[name] + 1)  # and no more, however much an archive may hold
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is corrupt ({error}); {_expectation(name)}") from error
     if hashlib.sha256(content).hexdigest() != SHA256[name]:

@@ -7,12 +7,13 @@ from torch import nn
 
 from denoiser.data import ImageSet
 from denoiser.randomness import CALIBRATION, seeded_generator
+from denoiser.training.processes import whole
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 50, 128
 
 
 def averaged_model(model: ModelMixin, ema: EMAModel, scheduler: DDPMScheduler, images: ImageSet) -> ModelMixin:
-    """Return a copy of `model` with the averaged weights, in evaluation mode and float32.
+    """Return a copy of `model` with the averaged weights, in evaluation mode and float32; every process has to call it.
 
     A batch norm's running statistics belong to the activations of the trained weights, and are wrong for the averaged
     ones. So they are measured anew with the averaged weights, on noisy training images (Izmailov et al. 2018,
@@ -26,9 +27,10 @@ def averaged_model(model: ModelMixin, ema: EMAModel, scheduler: DDPMScheduler, i
     """
     device = next(model.parameters()).device
     average = type(model).from_config(model.config).to(device)
-    copies = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    copies = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
     average.load_state_dict(copies, assign=True)  # which keeps the layout of the weights
-    ema.copy_to(average.parameters())
+    for parameter, shadow in zip(average.parameters(), ema.shadow_params, strict=True):
+        parameter.data.copy_(whole(shadow))
     if any(isinstance(module, nn.BatchNorm2d) for module in average.modules()):
         measure_batch_statistics(average, scheduler, images)
     return average.eval()

@@ -5,12 +5,13 @@ A manifest has the size and the SHA-256 of each file, so that what was cut short
 
 import json
 import logging
+import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,8 +19,10 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.optim import AdamW, Optimizer
 
 from denoiser.files import sha256, sync
+from denoiser.training.processes import split_as, whole
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,7 @@ BOUND_TO = {
     "distillation": "another distillation, or none",
 }
 STATE_KEYS = {"progress", "ema_steps", *BOUND_TO}
+ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,13 @@ def checkpoint_name(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first, whether they are whole or not."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    """Return the checkpoints in `folder`, oldest first, whether they are whole or not; other names are a user's own."""
+    named = (path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(f"{PREFIX}[0-9]{{8,}}", path.name))
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:
@@ -88,16 +97,18 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 def check_whole(path: Path) -> None:
     """Raise `ValueError` unless the checkpoint has the files that its manifest lists, unaltered, and no others."""
     try:
+        if not (path / MANIFEST).is_file():
+            raise FileNotFoundError(f"it has no {MANIFEST}")
         listed = json.loads((path / MANIFEST).read_text())
         sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+        files = _files(path)
+        if names := sorted(files.keys() ^ sums.keys()):
+            raise ValueError(f"{names[0]} is {'not in the manifest' if names[0] in files else 'missing'}")
+        for name, file in files.items():
+            if (file.stat().st_size, sha256(file)) != sums[name]:
+                raise ValueError(f"{name} is not as it was written")
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
         raise _damaged(path, error) from error
-    files = _files(path)
-    if names := sorted(files.keys() ^ sums.keys()):
-        raise _damaged(path, ValueError(f"{names[0]} is {'not in the manifest' if names[0] in files else 'missing'}"))
-    for name, file in files.items():
-        if (file.stat().st_size, sha256(file)) != sums[name]:
-            raise _damaged(path, ValueError(f"{name} is not as it was written"))
 
 
 def save_checkpoint(
@@ -118,12 +129,12 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
+    averages = {str(index): whole(tensor).contiguous() for index, tensor in enumerate(ema.shadow_params)}
     try:
         with _together(accelerator):
             accelerator.save_state(str(temporary))
         with _together(accelerator):
             if accelerator.is_main_process:
-                averages = {str(index): tensor.contiguous() for index, tensor in enumerate(ema.shadow_params)}
                 save_file(averages, temporary / EMA_FILE)
                 state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **trained}
                 (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
@@ -145,11 +156,17 @@ def save_checkpoint(
 
 def drop_checkpoints(folder: Path, newest: Path, kept: int, keep_every: int | None) -> None:
     """Delete the checkpoints up to `newest` but the last `kept` of them, and those of every `keep_every` steps."""
-    older = [path for path in list_checkpoints(folder) if path.name <= newest.name]
+    older = [path for path in list_checkpoints(folder) if _step_of(path) <= _step_of(newest)]
     for path in older[:-kept]:
-        step = path.name.removeprefix(PREFIX)
-        if not (keep_every and step.isdecimal() and int(step) % keep_every == 0):
-            shutil.rmtree(path, ignore_errors=True)
+        if not (keep_every and _step_of(path) % keep_every == 0):
+            going = path.with_name(
+                f".{path.name}.dropped.partial"
+            )  # a kill while it is deleted leaves no torn checkpoint
+            try:
+                path.rename(going)
+                shutil.rmtree(going)
+            except OSError as error:
+                logger.warning("%s cannot be deleted (%s); going on", path, error)
 
 
 @contextmanager
@@ -158,8 +175,12 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
     failure = None
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells of a full disk by the last
+    except (OSError, SafetensorError) as error:
         failure = f"{type(error).__name__}: {error}"
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # of torch.save's files, which says so of a full disk
+            raise
+        failure = f"a file cannot be written whole, as on a full disk: {error}"
     if failures := [told for told in gather_object([failure]) if told]:
         raise OSError(failures[0])
 
@@ -179,29 +200,47 @@ def check_trained(path: Path, trained: dict[str, Any]) -> None:
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel) -> Progress:
-    """Put the run's state back as it was at the checkpoint.
+def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]) -> Progress:
+    """Put the run's state back as it was at the checkpoint; the optimizers keep the settings they have.
 
     Raises:
         ValueError: If one of its files is missing or damaged.
     """
     state = _read_state(path)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     try:
         accelerator.load_state(str(path))
+        for optimizer in optimizers:
+            _check_moments(optimizer)
+        loaded = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, own in zip(loaded, settings, strict=True):
+            group.update(own)
         averages = load_file(path / EMA_FILE)
         for index, tensor in enumerate(ema.shadow_params):
-            tensor.copy_(averages[str(index)])
-        progress = Progress(**state["progress"])
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
+            if averages[str(index)].shape != tensor.shape:
+                raise ValueError(f"{EMA_FILE} is of other shapes")
+            tensor.copy_(split_as(tensor, averages[str(index)]))
+    except Exception as error:  # whatever the loaders make of a file that a stranger has made
         raise _damaged(path, error) from error
     ema.optimization_step = state["ema_steps"]
-    return progress
+    return Progress(**state["progress"])
+
+
+def _check_moments(optimizer: Optimizer) -> None:
+    """Raise `ValueError` if a moment is missing or not of its weight's shape: a fused step writes past its end."""
+    for parameter, state in optimizer.state.items():
+        if type(getattr(optimizer, "optimizer", optimizer)) is AdamW and state.keys() != ADAMW_STATE:
+            raise ValueError("the optimizer's state is of another kind")
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state and state[name].shape != parameter.shape:
+                raise ValueError(f"the optimizer's {name} is of another shape than its weight")
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = json.loads((path / STATE_FILE).read_text())
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:
         raise _damaged(path, TypeError(f"{STATE_FILE} holds no settings"))
@@ -210,9 +249,25 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path / STATE_FILE} lacks {', '.join(sorted(missing))}: another version of this package wrote it; "
             "go on with that, or start anew in another output_dir"
         )
-    if not all(isinstance(state[name], dict) for name in ("progress", *BOUND_TO)):
-        raise _damaged(path, TypeError(f"{STATE_FILE} has values of another kind"))
+    if not _sensible(state):
+        raise _damaged(path, ValueError(f"{STATE_FILE} has values of another kind"))
     return state
+
+
+def _sensible(state: dict[str, Any]) -> bool:
+    """Return whether the values are of the kinds that were written."""
+    if not all(isinstance(state[name], dict) for name in ("progress", *BOUND_TO)):
+        return False
+    progress, model = state["progress"], state["model"]
+    counts = [progress.get("step"), state["ema_steps"]]
+    return (
+        progress.keys() == {"step", "seconds"}
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and type(progress["seconds"]) in (int, float)
+        and 0 <= progress["seconds"] < math.inf
+        and isinstance(model.get("class_path", ""), str)
+        and isinstance(model.get("init_args", {}), dict)
+    )
 
 
 def _damaged(path: Path, error: Exception) -> ValueError:
@@ -223,7 +278,7 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Say what differs between the settings of two components: the class if it is named, or else the arguments."""
     if saved.get("class_path") != wanted.get("class_path"):
-        return f"{saved['class_path']}, not {wanted['class_path']}"
+        return f"{saved.get('class_path')}, not {wanted.get('class_path')}"
     before, after = saved.get("init_args", saved), wanted.get("init_args", wanted)
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
     return ", ".join(f"{name} {before.get(name)}, not {after.get(name)}" for name in names)

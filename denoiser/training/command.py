@@ -29,6 +29,9 @@ def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple
     parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
     parser.add_class_arguments(DDPMScheduler, "scheduler")
     namespace = parser.parse_args(list(arguments))
+    sections = [field.name for field in fields(RunConfig) if field.name != "resume"]
+    if empty := [name for name in sections if namespace[name] is None]:
+        raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
     check_seed(namespace.training.seed)
     torch.manual_seed(namespace.training.seed)  # PyTorch draws initial weights from the global generator only
     built = parser.instantiate(namespace)

@@ -18,6 +18,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler, ModelMixin
 from einops import rearrange
 from torch import Tensor
@@ -123,7 +124,7 @@ class Distiller(Learner):
         images: Training set; noised, they are what each call starts from, unless `own_starts` is set.
 
     Raises:
-        ValueError: As `Learner` does, or if gradients shall be accumulated.
+        ValueError: As `Learner` does, or if gradients shall be accumulated or weights split by FSDP.
     """
 
     denoises = False
@@ -141,6 +142,8 @@ class Distiller(Learner):
         super().__init__(training, model, scheduler, accelerator, images)
         if training.gradient_accumulation_steps != 1:
             raise ValueError("gradient_accumulation_steps must be 1 in a distillation; raise batch_size in its place")
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("FSDP splits one network, and a distillation trains two; use several_gpus.yaml")
         self.options = distillation
         self.teacher_scheduler = build_scheduler(DDPMScheduler, teacher.scheduler.config)
         self.own_scheduler = make_scheduler("lcm", {**scheduler.config, "original_inference_steps": distillation.calls})

@@ -22,6 +22,7 @@ from denoiser.training.metrics import Window
 from denoiser.training.noise_levels import loss_weights, timestep_table
 from denoiser.training.objective import check_noise_schedule, denoising_loss
 from denoiser.training.optimizers import make_optimizer
+from denoiser.training.processes import whole
 from pipelines import DenoisingPipeline
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Learner:
         self.training, self.scheduler, self.accelerator = training, scheduler, accelerator
         self.images = images.to(accelerator.device)
         self.raw_model: ModelMixin = model
+        self.components = components(model, scheduler)  # before FSDP makes another class of it
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
         self._check_images()
@@ -84,7 +86,7 @@ class Learner:
 
     def described(self) -> dict[str, Any]:
         """Return what the config file of a run names besides the run's settings."""
-        return components(self.raw_model, self.scheduler)
+        return self.components
 
     def new_window(self) -> Window:
         """Return an empty window for the figures to come."""
@@ -193,15 +195,15 @@ class Learner:
         accelerator = self.accelerator
         accelerator.backward(loss)
         if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(model.parameters(), self.training.max_grad_norm)
-            if norm.isfinite():
-                if model is self.model:
-                    self.window.gradient_norms.append(norm)
-            elif accelerator.mixed_precision != "fp16":  # whose scaler skips the step, to find its scale
+            norm = whole(accelerator.clip_grad_norm_(model.parameters(), self.training.max_grad_norm))
+            if not norm.isfinite():
                 self.skipped = True
                 logger.warning("step %d is skipped: its gradient is not finite", self.step + 1)
-                optimizer.zero_grad()
-                return
+                if accelerator.mixed_precision != "fp16":  # whose scaler skips the step itself, and finds its scale so
+                    optimizer.zero_grad()
+                    return
+            elif model is self.model:
+                self.window.gradient_norms.append(norm)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -39,7 +39,8 @@ class RunFolder:
         Raises:
             FileExistsError: If the folder holds another run, or a later part of this one.
             FileNotFoundError: If the checkpoint to resume from is none.
-            ValueError: If the checkpoint is of another network, noise schedule or optimizer, or damaged.
+            ValueError: If the checkpoint is of another network, noise schedule or optimizer, or damaged; or if a part
+                of the folder is a link to another place.
             OSError: If the folder cannot be written.
         """
         checkpoint = find_checkpoint(resume, self.checkpoints) if resume else None
@@ -54,6 +55,9 @@ class RunFolder:
                     f"{self.checkpoints} holds later checkpoints than {checkpoint.name}, up to {newest.name}; "
                     "delete them to go on from it, or give another output_dir"
                 )
+        for path in (self.config, self.metrics, self.checkpoints, self.grid(0).parent, self.pipeline):
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; a run writes into its own folder only: give another output_dir")
         check_writable(self.config)
         self.path.mkdir(parents=True, exist_ok=True)
         return checkpoint

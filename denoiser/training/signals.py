@@ -1,5 +1,6 @@
 """Signals that ask a run to end: it finishes its step and saves first."""
 
+import os
 import signal
 import threading
 import time
@@ -8,6 +9,8 @@ from typing import Self
 
 import torch
 from accelerate import Accelerator
+
+from denoiser.training.processes import launched
 
 # What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
 STATUS_BY_NAME = {"SIGINT": 0, "SIGUSR1": 0, "SIGTERM": 143}
@@ -21,12 +24,15 @@ class StopSignals:
     A launcher passes on the SIGINT of a terminal that has reached its processes too, so a second one within
     `SAME_SIGNAL` seconds is the first.
 
-    Outside of the main thread, where Python lets nobody listen, signals do what they would do without it.
+    A launcher that a signal ends without passing it on, as `accelerate launch` is, leaves its processes to another
+    parent: that counts as SIGTERM. Outside of the main thread, where Python lets nobody listen, signals do what they
+    would do without it.
     """
 
     def __init__(self) -> None:
         self.noted: signal.Signals | None = None
-        self.since = 0.0
+        self.interrupted: float | None = None  # when SIGINT first came
+        self.launcher = os.getppid() if launched() else None
 
     def __enter__(self) -> Self:
         """Listen."""
@@ -42,6 +48,8 @@ class StopSignals:
 
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
         """Return the signal that one of the processes got, the same on all of them; every process has to ask."""
+        if self.launcher not in (None, os.getppid()):
+            self.noted = self.noted or signal.SIGTERM
         if accelerator.num_processes == 1:
             return self.noted
         number = torch.tensor(int(self.noted or 0), device=accelerator.device)
@@ -49,7 +57,8 @@ class StopSignals:
         return signal.Signals(highest) if highest else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.noted is None:
-            self.noted, self.since = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT == self.noted and time.monotonic() - self.since > SAME_SIGNAL:
-            raise KeyboardInterrupt
+        self.noted = self.noted or signal.Signals(number)
+        if number == signal.SIGINT:
+            self.interrupted = self.interrupted or time.monotonic()
+            if time.monotonic() - self.interrupted > SAME_SIGNAL:
+                raise KeyboardInterrupt

@@ -84,15 +84,19 @@ class Tracker:
         """Append a line of figures; where that fails, as on a full disk, the next line brings it along."""
         if self.accelerator.is_main_process:
             self.unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
-            try:
-                with self.metrics_path.open("ab") as file:
-                    file.truncate(self.written)
-                    file.write(self.unwritten)
-            except OSError as error:
-                logger.warning("%s cannot be written (%s); going on", self.metrics_path, error)
-            else:
-                self.written, self.unwritten = self.written + len(self.unwritten), b""
+            self._write()
         self.accelerator.log(metrics, step=step)
+
+    def _write(self) -> None:
+        """Append the lines that are not in the file yet."""
+        try:
+            with self.metrics_path.open("ab") as file:
+                file.truncate(self.written)
+                file.write(self.unwritten)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); going on", self.metrics_path, error)
+        else:
+            self.written, self.unwritten = self.written + len(self.unwritten), b""
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
         """Log a picture to wandb."""
@@ -111,6 +115,8 @@ class Tracker:
 
     def finish(self) -> str | None:
         """Close wandb. Returns the command that uploads an offline run, or None if there is nothing to upload."""
+        if self.unwritten:
+            self._write()
         if self.mode == "disabled":
             return None
         folder = None

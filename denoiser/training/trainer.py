@@ -7,7 +7,6 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from diffusers import DDPMScheduler, ModelMixin
-from PIL import Image
 from tqdm import tqdm
 
 from denoiser.data import ImageSet
@@ -16,9 +15,10 @@ from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
 from denoiser.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint
-from denoiser.training.config import RunConfig, components, settings
+from denoiser.training.config import RunConfig, settings
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
+from denoiser.training.processes import check_splitting
 from denoiser.training.run_folder import RunFolder
 from denoiser.training.signals import EXIT_STATUS, StopSignals
 from denoiser.training.tracking import Tracker
@@ -31,17 +31,19 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     """Set up device, precision and processes as the launcher and the config say.
 
     Raises:
-        ValueError: If the device cannot train in the precision asked for, or compile.
+        ValueError: If the device cannot train in the precision asked for, or compile, or weights cannot be split so.
     """
     state = PartialState(cpu=must_use_cpu())
     use_all_cores(state)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=must_use_cpu(),
         mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),
         gradient_accumulation_steps=config.training.gradient_accumulation_steps,
         dynamo_plugin=compilation(config.training.compile, state.device),
         log_with=None if config.tracking.mode == "disabled" else "wandb",
     )
+    check_splitting(accelerator, config.training.channels_last)
+    return accelerator
 
 
 class Trainer:
@@ -94,10 +96,7 @@ class Trainer:
         accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
         progress = Progress()
         if self.last_checkpoint is not None:
-            progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema)
-            for optimizer in self.learner.optimizers:  # whose settings came back with their states
-                for group in optimizer.param_groups:
-                    group.update(betas=training.adam_betas, weight_decay=training.weight_decay)
+            progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema, self.learner.optimizers)
         self.learner.step = progress.step
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
 
@@ -128,20 +127,22 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.start(described)
         self.budget.start()
-        with StopSignals() as signals, self._progress_bar() as bar:
-            progress = self.budget.progress(self.step, self.accelerator)
-            while progress < 1:
-                self._train_step(progress, bar)
+        with StopSignals() as signals:  # the pipeline too is saved before one ends the run
+            with self._progress_bar() as bar:
                 progress = self.budget.progress(self.step, self.accelerator)
-                stopped = signals.agreed(self.accelerator)
-                self._after_step(progress >= 1, stopped is not None, tracker)
-                if stopped and progress < 1:
-                    bar.close()
-                    tracker.finish()
-                    self.accelerator.print(f"stopped by {stopped.name}; --resume latest goes on from step {self.step}")
-                    sys.exit(EXIT_STATUS[stopped])
-        self._save_pipeline(tracker)
-        return tracker.finish()
+                while progress < 1:
+                    self._train_step(progress, bar)
+                    progress = self.budget.progress(self.step, self.accelerator)
+                    stopped = signals.agreed(self.accelerator)
+                    self._after_step(progress >= 1, stopped is not None, tracker)
+                    if stopped and progress < 1:
+                        bar.close()
+                        tracker.finish()
+                        going_on = f"--resume latest goes on from step {self.step}"
+                        self.accelerator.print(f"stopped by {stopped.name}; {going_on}")
+                        sys.exit(EXIT_STATUS[stopped])
+            self._save_pipeline(tracker)
+            return tracker.finish()
 
     def pipeline(self) -> DenoisingPipeline:
         """Return the pipeline of the averaged weights."""
@@ -197,22 +198,21 @@ class Trainer:
         """Save what the run is for, with its card."""
         if not self.evaluation:
             self._evaluate()  # the run was killed between its last checkpoint and here
+        pipeline, drawing = self.pipeline(), self.learner.pipeline(self.sampler)
         if self.accelerator.is_main_process:
             with atomic_path(self.folder.pipeline) as temporary:
-                pipeline, progress = self.pipeline(), Progress(self.step, self.budget.seconds)
                 pipeline.save_pretrained(temporary)
-                sampling = self.config.sampling
-                write_card(temporary, self._grid(), pipeline, sampling, progress, self.evaluation, self.command)
+                sampling, progress = self.config.sampling, Progress(self.step, self.budget.seconds)
+                grid = image_grid(draw_samples(drawing, sampling))
+                write_card(temporary, grid, pipeline, sampling, progress, self.evaluation, self.command)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
 
-    def _grid(self) -> Image.Image:
-        return image_grid(draw_samples(self.learner.pipeline(self.sampler), self.config.sampling))
-
     def _show_samples(self, tracker: Tracker) -> None:
         """Draw a grid with the averaged weights, from the same noise each time."""
+        pipeline = self.learner.pipeline(self.sampler)
         if self.accelerator.is_main_process:
-            grid, path = self._grid(), self.folder.grid(self.step)
+            grid, path = image_grid(draw_samples(pipeline, self.config.sampling)), self.folder.grid(self.step)
             try:
                 save_image(grid, path)
             except OSError as error:
@@ -238,7 +238,7 @@ class Trainer:
         """Return what a checkpoint is bound to, as plain values."""
         learner = self.learner
         return {
-            **components(learner.raw_model, learner.scheduler),
+            **learner.components,
             "optimizer": {"name": self.training.optimizer},
             "distillation": learner.distillation,
         }

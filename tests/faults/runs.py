@@ -7,13 +7,17 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
+from accelerate.utils import DistributedType
 
 from denoiser.cli import run
+from denoiser.training import trainer
 from denoiser.training.checkpoint import check_whole
 from scripts import train
 from tests.conftest import DATA_ROOT, ROOT
@@ -62,22 +66,67 @@ def build_library(folder: Path) -> Path:
     return library
 
 
-def start(context, run_dir, log, environment=None, **options):
-    """Start a run in a process of its own."""
-    arguments = [f"--{name}={value}" for name, value in {**OPTIONS, "output_dir": run_dir, **options}.items()]
-    process = context.Process(target=_train, args=(arguments, str(log), environment or {}))
-    process.start()
-    return process
+class Run:
+    """One run in a process of its own, or in several."""
+
+    def __init__(self, context, run_dir, log, environment=None, processes=1, **options) -> None:
+        arguments = [f"--{name}={value}" for name, value in {**OPTIONS, "output_dir": run_dir, **options}.items()]
+        environments = [environment or {}]
+        if processes > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": processes}
+            shared |= {"LOCAL_WORLD_SIZE": processes, **environments[0]}
+            environments = [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+        self.log = Path(log)
+        self.log.unlink(missing_ok=True)
+        self.processes = [
+            context.Process(
+                target=_train, args=(arguments, str(log), {name: str(value) for name, value in own.items()})
+            )
+            for own in environments
+        ]
+        for process in self.processes:
+            process.start()
+
+    def ended(self, seconds: float | None = None) -> int | None:
+        """Wait for the end, so many seconds at most. Returns the highest exit status, or None if it goes on."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        for process in self.processes:
+            process.join(deadline and max(0, deadline - time.monotonic()))
+        statuses = [process.exitcode for process in self.processes]
+        return None if None in statuses else max(statuses, key=abs)
+
+    def kill(self) -> None:
+        """Kill all of its processes."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def as_if_gpus() -> None:
+    """Tell Accelerate that several processes have GPUs, or it has no FSDP for them."""
+    use_all_cores = trainer.use_all_cores
+
+    def mislead(state):
+        use_all_cores(state)
+        state.distributed_type = DistributedType.MULTI_GPU
+
+    trainer.use_all_cores = mislead
 
 
 def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.chdir(ROOT)
     torch.set_num_threads(1)
     sys.argv = ["train.py", *arguments]
     os.environ.update(environment)
+    if "ACCELERATE_USE_FSDP" in environment:
+        as_if_gpus()
     try:
         run(train.main)
     finally:

@@ -10,17 +10,27 @@ import shutil
 import time
 
 import pytest
+import torch
+from safetensors.torch import load
 
-from tests.faults.runs import SOAK, build_library, check_checkpoints, fresh, outcome, start, start_server
+from tests.faults.runs import SOAK, Run, build_library, check_checkpoints, fresh, outcome, start_server
 from tests.reliability import record
 
 SEED = int(os.environ.get("SOAK_SEED", "0"))
-KILLS = 40 if SOAK else 3  # of each kind of run
+KILLS = 25 if SOAK else 3  # of each kind of run
+TWO = {"processes": 2, "training.batch_size": 16}
 KINDS = {
     "float32": {},
     "bf16": {"training.mixed_precision": "bf16"},
-    "accumulated": {"training.gradient_accumulation_steps": 2, "training.batch_size": 16},
+    "float32, accumulated": {"training.gradient_accumulation_steps": 2, "training.batch_size": 16},
+    "float32, two processes": TWO,
+    "bf16, accumulated, two processes": {
+        **{"processes": 2, "training.batch_size": 8, "training.gradient_accumulation_steps": 2},
+        "training.mixed_precision": "bf16",
+    },
 }
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": 2, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+FSDP |= {"FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
 ERRORS = {"full disk": errno.ENOSPC, "broken disk": errno.EIO, "no permission": errno.EACCES, "clock set back": 0}
 SHORT = {"training.max_steps": 6, "training.checkpoint_every": 2, "training.sample_every": 3}
 SHORT |= {"training.checkpoints_kept": 9}
@@ -33,41 +43,36 @@ def context(tmp_path_factory):
     return start_server(build_library(tmp_path_factory.mktemp("library")) if shutil.which("gcc") else None)
 
 
-@pytest.mark.parametrize("kind", KINDS if SOAK else ["float32", "bf16"])
+@pytest.mark.parametrize("kind", KINDS if SOAK else ["float32", "bf16, accumulated, two processes"])
 def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(context, tmp_path, kind):
     options, log, choice = KINDS[kind], tmp_path / "log", random.Random(f"{SEED} {kind}")
     started = time.perf_counter()
-    whole = start(context, tmp_path / "whole", log, **options)
-    whole.join()
+    assert Run(context, tmp_path / "whole", log, **options).ended() == 0, log.read_text()
     seconds = time.perf_counter() - started
-    assert whole.exitcode == 0, log.read_text()
     expected = outcome(tmp_path / "whole")
     kills = rounds = 0
     while kills < KILLS:
         run_dir = fresh(tmp_path / "killed")
         while True:
-            process = start(context, run_dir, log, **options)
-            process.join(choice.uniform(0, seconds) if kills < KILLS else None)
-            if process.exitcode is not None:
+            run = Run(context, run_dir, log, **options)
+            status = run.ended(choice.uniform(0, seconds) if kills < KILLS else None)
+            if status is not None:
                 break
-            process.kill()
-            process.join()
+            run.kill()
             kills += 1
             check_checkpoints(run_dir)
-        assert process.exitcode == 0, (kind, SEED, kills, log.read_text())
+        assert status == 0, (kind, SEED, kills, log.read_text())
         assert outcome(run_dir) == expected, (kind, SEED, kills)
         rounds += 1
     print(f"{kind}: seed {SEED}, {kills} kills in {rounds} runs, each as uninterrupted")
-    record("kills", kind, kills, f"{rounds} of {rounds}")
+    record("kills", kind, SEED, kills, f"{rounds} of {rounds}")
 
 
 @pytest.fixture(scope="module")
 def unfailing(context, tmp_path_factory):
     """What a short run without any fault comes to."""
     folder = tmp_path_factory.mktemp("failing")
-    whole = start(context, folder / "whole", folder / "log", **SHORT)
-    whole.join()
-    assert whole.exitcode == 0, (folder / "log").read_text()
+    assert Run(context, folder / "whole", folder / "log", **SHORT).ended() == 0, (folder / "log").read_text()
     return outcome(folder / "whole")
 
 
@@ -81,19 +86,16 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
         told.unlink(missing_ok=True)
         run_dir = fresh(tmp_path / "run")
         fault = {"FAULT_UNDER": run_dir, "FAULT_AT": at, "FAULT_ERRNO": ERRORS[error], "FAULT_TOLD": told}
-        process = start(context, run_dir, log, {name: str(value) for name, value in fault.items()}, **SHORT)
-        process.join()
+        status = Run(context, run_dir, log, fault, **SHORT).ended()
         where = (error, at, log.read_text())
         if not told.exists():  # the run has no more writes than that
             break
         hits += 1
-        assert process.exitcode in (0, 2), where
+        assert status in (0, 2), where
         assert "Traceback" not in log.read_text(), where
         check_checkpoints(run_dir)
-        if process.exitcode == 2:
-            process = start(context, run_dir, log, **SHORT)
-            process.join()
-            assert process.exitcode == 0, (*where, log.read_text())
+        if status == 2:
+            assert Run(context, run_dir, log, **SHORT).ended() == 0, (*where, log.read_text())
         found = outcome(run_dir)
         lost = {name for name in unfailing if name not in found}
         assert all(found[name] == unfailing[name] for name in found), (*where, lost)
@@ -102,4 +104,40 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
         assert all(name.startswith(("samples/", "checkpoints/")) for name in lost), (*where, lost)
     assert hits
     print(f"{error}: seed {SEED}, {hits} writes failed")
-    record("faults", error, hits, missing)
+    record("faults", error, SEED, hits, missing)
+
+
+def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(context, tmp_path):
+    plain, log = {**SHORT, **TWO, "training.channels_last": False}, tmp_path / "log"
+    assert Run(context, tmp_path / "whole", log, **plain).ended(100) == 0, log.read_text()
+    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text()
+    whole, split = (outcome(tmp_path / name) for name in ("whole", "split"))
+    for ours, theirs in zip(split["metrics.jsonl"], whole["metrics.jsonl"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    for name in ("checkpoints/step-00000006/ema.safetensors", "pipeline/unet/diffusion_pytorch_model.safetensors"):
+        weights = [load(run[name]) for run in (split, whole)]
+        assert weights[0].keys() == weights[1].keys()
+        for key, weight in weights[1].items():
+            torch.testing.assert_close(weights[0][key], weight, rtol=1e-4, atol=1e-5)
+    for path in ("config.yaml", "pipeline/model_index.json", "pipeline/unet/config.json"):
+        assert "FSDP" not in (tmp_path / "split" / path).read_text()
+    shutil.rmtree(tmp_path / "split" / "checkpoints" / "step-00000006")
+    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text()
+    assert "from step 4" in log.read_text()
+    assert outcome(tmp_path / "split") == split
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "why"),
+    [
+        ({"training.channels_last": True}, {}, "training.channels_last"),
+        ({"training.channels_last": False}, {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
+        ({"training.channels_last": False}, {"FSDP_VERSION": 1}, "fsdp_version"),
+    ],
+)
+def test_weights_that_cannot_be_split_so_are_told_in_one_line(context, tmp_path, options, environment, why):
+    log = tmp_path / "log"
+    run = Run(context, tmp_path / "run", log, {**FSDP, **environment}, **SHORT, **TWO, **options)
+    assert run.ended(60) == 2, log.read_text()
+    assert why in log.read_text()
+    assert "Traceback" not in log.read_text()
