@@ -38,7 +38,7 @@ def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
     plugin = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2 or plugin.state_dict_type.name != "FULL_STATE_DICT":
         raise ValueError(
-            "FSDP needs fsdp_version 2 and fsdp_state_dict_type FULL_STATE_DICT here, whose checkpoints are read without "
+            "FSDP needs fsdp_version 2 and fsdp_state_dict_type FULL_STATE_DICT, whose checkpoints are read without "
             "unpickling; use configs/accelerate/several_gpus_fsdp.yaml"
         )
     if channels_last:
