@@ -26,6 +26,7 @@ _IMPORT_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
+SECRET = 8  # characters, at least
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
 
 
@@ -84,7 +85,10 @@ def sampling_config(config_class: type[Any], options: Any, own: dict[str, Any]) 
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line to standard error and exit with status 2."""
+    """Print one line to standard error, without the keys in the environment, and exit with status 2."""
+    for name, value in os.environ.items():
+        if name.endswith(("_KEY", "_TOKEN", "_PASSWORD")) and len(value) >= SECRET:
+            message = message.replace(value, f"${name}")
     rank = os.environ.get("RANK", "0")
     where = f" (process {rank})" if rank != "0" else ""
     print(f"{Path(sys.argv[0]).name}: error{where}: {' '.join(message.split())}", file=sys.stderr)

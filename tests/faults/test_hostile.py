@@ -1,6 +1,7 @@
 """Files and settings that nobody would write by mistake: each is read rightly or refused in one line."""
 
-import hashlib
+import copy
+import io
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from denoiser.checks import check_positive
@@ -27,14 +28,14 @@ from denoiser.unet import UNet
 from pipelines import SCHEDULERS, DenoisingPipeline, find_pipeline, load_pipeline, make_scheduler
 from pipelines.sampling import parse_seeds
 from tests.conftest import ROOT, tiny_unet
-from tests.denoiser.training.conftest import make_trainer  # noqa: F401 - a fixture
+from tests.denoiser.training.conftest import make_trainer, sign  # noqa: F401 - a fixture
 from tests.faults.runs import SOAK
 
 settings.register_profile(
     "here",
     deadline=None,
     derandomize=not SOAK,
-    max_examples=2000 if SOAK else 25,
+    max_examples=5000 if SOAK else 25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("here")
@@ -116,6 +117,7 @@ SETTINGS = (ROOT / "configs" / "smoke.yaml").read_bytes()
 
 
 @given(damaged(SETTINGS) | SCRAPS)
+@example(SETTINGS[: SETTINGS.index(b"training:") + len("training:")])
 def test_any_config_is_read_or_refused_in_one_line(tmp_path, capsys, content):
     (tmp_path / "config.yaml").write_bytes(content)
     sys.argv = ["train.py"]
@@ -144,19 +146,67 @@ def test_any_lines_of_figures_are_kept_or_dropped(tmp_path, lines, step):
 
 @given(st.data())
 def test_any_other_file_of_a_checkpoint_is_seen(checkpoint, tmp_path_factory, data):
-    copy = tmp_path_factory.mktemp("checkpoint") / checkpoint.name
-    shutil.copytree(checkpoint, copy)
-    name = data.draw(st.sampled_from(sorted(path.name for path in copy.iterdir() if path.is_file())))
-    content = (copy / name).read_bytes()
+    folder = tmp_path_factory.mktemp("checkpoint") / checkpoint.name
+    shutil.copytree(checkpoint, folder)
+    name = data.draw(st.sampled_from(sorted(path.name for path in folder.iterdir() if path.is_file())))
+    content = (folder / name).read_bytes()
     changed = data.draw(damaged(content) | SCRAPS)
-    (copy / name).write_bytes(changed)
+    (folder / name).write_bytes(changed)
     if changed == content or (name == MANIFEST and _same_json(changed, content)):
-        check_whole(copy)
+        check_whole(folder)
     else:
         with pytest.raises(ValueError, match="is damaged") as refused:
-            check_whole(copy)
+            check_whole(folder)
         assert "\n" not in str(refused.value)
-    shutil.rmtree(copy.parent)
+    shutil.rmtree(folder.parent)
+
+
+@given(st.data())
+def test_what_a_stranger_signs_is_loaded_or_refused(checkpoint, make_trainer, tmp_path_factory, data):  # noqa: F811
+    folder = tmp_path_factory.mktemp("checkpoint") / checkpoint.name
+    shutil.copytree(checkpoint, folder)
+    path = data.draw(st.sampled_from(sorted(path for path in folder.iterdir() if path.name != MANIFEST)))
+    changed = damaged(path.read_bytes())
+    if path.name == "state.json":
+        changed |= states(json.loads(path.read_text())).map(lambda state: json.dumps(state).encode())
+    elif path.name == "optimizer.bin":
+        changed |= states(torch.load(path, weights_only=True), TENSORS).map(saved_bytes)
+    path.write_bytes(data.draw(changed | SCRAPS))
+    sign(folder)
+    try:
+        trainer = make_trainer("another", max_steps=2, resume=str(folder))
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        trainer.learner.take_step(0.5)
+    shutil.rmtree(folder.parent)
+
+
+TENSORS = st.lists(st.integers(0, 3), max_size=3).map(torch.ones)
+
+
+@st.composite
+def states(draw, state, values=JSON):
+    """Return a state with one of its values another, or none."""
+    copied = copy.deepcopy(state)
+    inner = copied
+    while True:
+        key = draw(st.sampled_from(sorted(inner, key=str))) if isinstance(inner, dict) else 0
+        if isinstance(inner[key], (dict, list)) and inner[key] and draw(st.booleans()):
+            inner = inner[key]
+            continue
+        if draw(st.booleans()):
+            inner[key] = draw(values | JSON)
+        else:
+            del inner[key]
+        return copied
+
+
+def saved_bytes(state):
+    """Return what `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def _same_json(one, other):
@@ -212,10 +262,7 @@ class Bomb:
 def test_a_pickle_in_a_checkpoint_runs_no_code(make_trainer, checkpoint, tmp_path, name):  # noqa: F811
     with (checkpoint / name).open("wb") as file:
         pickle.dump(Bomb(tmp_path / "run_by_pickle"), file)
-    sums = json.loads((checkpoint / MANIFEST).read_text())  # of a stranger who knows what the manifest is for
-    content = (checkpoint / name).read_bytes()
-    sums[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / MANIFEST).write_text(json.dumps(sums))
+    sign(checkpoint)
     if name == "optimizer.bin":
         with pytest.raises(ValueError, match="is damaged"):
             make_trainer(max_steps=2, resume="latest")

@@ -13,7 +13,7 @@ from denoiser.training.checkpoint import check_whole, list_checkpoints
 from tests.conftest import ROOT
 from tests.scripts.conftest import SMOKE, clean_environment
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
+TWO = "two_cpu_processes.yaml"
 
 
 def children(pid: int) -> list[int]:
@@ -22,13 +22,15 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def launched(tmp_path):
-    """A run of two processes that would last, once it has saved a checkpoint; its launcher, folder and log."""
+def launched(tmp_path, request):
+    """A run of a launcher that would last, once it has saved a checkpoint; its launcher, folder and log."""
+    name = getattr(request, "param", TWO)
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}"]
     run_dir, log = tmp_path / "run", tmp_path / "log"
     options = ["--output_dir", str(run_dir), "--tracking.mode", "disabled", "--training.max_steps", "1000000"]
     with log.open("w") as out:
         launcher = subprocess.Popen(
-            [sys.executable, *LAUNCH, *SMOKE, *options], cwd=ROOT, env=clean_environment(), stdout=out, stderr=out
+            [sys.executable, *launch, *SMOKE, *options], cwd=ROOT, env=clean_environment(), stdout=out, stderr=out
         )
     try:
         deadline = time.monotonic() + 200
@@ -36,7 +38,7 @@ def launched(tmp_path):
             assert launcher.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        assert len(children(launcher.pid)) == 2
+        assert len(children(launcher.pid)) == 1 + (name == TWO)
         yield launcher, run_dir, log
     finally:
         for pid in children(launcher.pid) if launcher.poll() is None else []:
@@ -45,12 +47,18 @@ def launched(tmp_path):
         launcher.wait()
 
 
-def test_a_signal_ends_both_with_a_checkpoint(launched):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("launched", ["one_cpu.yaml", "two_cpu_processes.yaml"], indirect=True)
+def test_a_launcher_that_passes_a_signal_on_or_dies_of_it_leaves_no_run_behind(launched, number):
     launcher, run_dir, log = launched
-    launcher.send_signal(signal.SIGTERM)
+    started = children(launcher.pid)
+    launcher.send_signal(number)
     launcher.wait(60)
-    assert "stopped by SIGTERM; --resume latest goes on from step " in log.read_text()
-    step = int(log.read_text().split("goes on from step ")[1].split()[0])
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    step = int(log.read_text().split("; --resume latest goes on from step ")[1].split()[0])
     newest = list_checkpoints(run_dir / "checkpoints")[-1]
     assert newest.name == f"step-{step:08d}"
     check_whole(newest)

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 import shutil
+import tracemalloc
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -146,3 +147,17 @@ def test_sizes_and_splits_that_do_not_exist_are_refused():
         load_fashion_mnist(DATA_ROOT, "valid")
     with pytest.raises(ValueError, match="height is 0"):
         load_fashion_mnist(DATA_ROOT, "test", 0)
+
+
+def test_an_archive_of_far_too_much_is_not_unpacked(tmp_path, no_other_source):
+    put_files(tmp_path / "root")
+    with gzip.open(tmp_path / "root" / f"{FILES[0]}.gz", "wb", compresslevel=1) as file:
+        for _ in range(200):
+            file.write(bytes(10**6))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{FILES[0]}.*corrupt"):
+            load_fashion_mnist(tmp_path / "root", "test")
+        assert tracemalloc.get_traced_memory()[1] < 5 * fashion_mnist.BYTES[FILES[0]]
+    finally:
+        tracemalloc.stop()

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
-from denoiser.training.tracking import choose_wandb_mode
+from denoiser.cli import fail
+from denoiser.training.tracking import Tracker, choose_wandb_mode
 
 
 @pytest.fixture
@@ -52,6 +55,25 @@ def test_no_file_of_the_run_holds_the_key(make_trainer, monkeypatch, no_login):
     trainer = make_trainer(tracking="offline")
     trainer.train()
     files = [path for path in trainer.folder.path.rglob("*") if path.is_file()]
-    assert {"config.yaml", "metrics.jsonl"} <= {path.name for path in files}
+    assert {"config.yaml", "metrics.jsonl", "README.md"} <= {path.name for path in files}
     assert any(path.suffix == ".wandb" for path in files)
     assert [path for path in files if key.encode() in path.read_bytes()] == []
+
+
+def test_no_error_holds_the_key(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    with pytest.raises(SystemExit):
+        fail("the key 0123456789abcdef was refused")
+    assert capsys.readouterr().err.endswith("error: the key $WANDB_API_KEY was refused\n")
+
+
+def test_the_last_figures_are_written_again_at_the_end(make_trainer, caplog):
+    trainer = make_trainer()
+    folder = trainer.folder
+    tracker = Tracker(trainer.accelerator, trainer.config.tracking, folder, {}, 0)
+    folder.metrics.mkdir(parents=True)  # so that no line can be written
+    tracker.log({"loss": 1.0}, 10)
+    assert "cannot be written" in caplog.text
+    folder.metrics.rmdir()
+    tracker.finish()
+    assert json.loads(folder.metrics.read_text()) == {"step": 10, "loss": 1.0}

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+import wandb
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import is_compiled_module
 from PIL import Image
@@ -24,6 +24,7 @@ from denoiser.training.noise_levels import timestep_table
 from denoiser.training.signals import SAME_SIGNAL
 from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
 from tests.conftest import tiny_basic_unet, tiny_unet
+from tests.denoiser.training.conftest import sign
 
 
 def another_process():
@@ -367,6 +368,19 @@ def test_a_gradient_that_is_not_finite_skips_its_step(make_trainer, caplog):
     assert "step 3 is skipped: its gradient is not finite" in caplog.text
 
 
+def test_a_step_that_a_loss_scaler_skips_is_counted_and_not_averaged(make_trainer, monkeypatch):
+    trainer = make_trainer(log_every=1, max_steps=3)
+    poison(trainer, {2})
+    average, optimizer = trainer.learner.ema, trainer.learner.optimizers[0]
+    stepped = []
+    monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")
+    monkeypatch.setattr(optimizer, "step", lambda: stepped.append(trainer.step))  # in which the scaler decides
+    trainer.train()
+    assert stepped == [0, 1, 2]
+    assert [line["skipped_steps"] for line in metrics(trainer)] == [0, 1, 0]
+    assert average.optimization_step == 2
+
+
 def test_gradients_that_stay_infinite_stop_the_run_with_the_last_good_checkpoint(make_trainer):
     trainer = make_trainer(max_skipped_steps=4, checkpoint_every=1)
     poison(trainer, range(4, 99))
@@ -410,10 +424,27 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(make_trainer, ca
     assert [line["step"] for line in metrics(resumed)] == [4, 5, 10]
 
 
-def test_a_second_interruption_stops_at_once(make_trainer):
+def test_a_signal_while_the_pipeline_is_saved_lets_it_be_saved(make_trainer):
+    trainer = make_trainer(tracking="offline")
+    make = trainer.pipeline
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make()
+
+    trainer.pipeline = interrupted
+    assert "wandb sync" in trainer.train()
+    assert trainer.finished
+    assert wandb.run is None
+
+
+@pytest.mark.parametrize("first", [[], [signal.SIGUSR1], [signal.SIGTERM]])
+def test_a_second_interruption_stops_at_once(make_trainer, first):
     trainer, sent = make_trainer(), []
 
     def impatient():
+        for number in first:
+            os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # the same, from a launcher
         time.sleep(SAME_SIGNAL)
@@ -470,6 +501,27 @@ def test_a_checkpoint_every_so_many_steps_is_kept_for_good(make_trainer):
         make_trainer(checkpoint_every=2, keep_every=3)
 
 
+def test_folders_of_other_names_are_a_users_own(make_trainer):
+    first = make_trainer(max_steps=4, checkpoint_every=2)
+    first.train()
+    names = ["step-best", "step-00000002-notes", "step-00000001.keep"]
+    for name in names:
+        shutil.copytree(first.folder.checkpoints / "step-00000002", first.folder.checkpoints / name)
+    second = make_trainer(max_steps=8, checkpoint_every=1, checkpoints_kept=1, resume="latest")
+    assert second.step == 4
+    second.train()
+    assert sorted(path.name for path in first.folder.checkpoints.iterdir()) == sorted([*names, "step-00000008"])
+
+
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "pipeline", "metrics.jsonl", "config.yaml"])
+def test_a_link_out_of_the_run_folder_is_refused(make_trainer, tmp_path, name):
+    make_trainer(max_steps=2).train()
+    (tmp_path / "run" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"run/{name} is a link; a run writes into its own folder only"):
+        make_trainer(max_steps=4, resume="latest")
+
+
 def test_a_folder_that_holds_a_run_is_not_touched(make_trainer):
     trainer = make_trainer()
     trainer.train()
@@ -512,9 +564,7 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
     state = json.loads(path.read_text())
     del state["optimizer"]
     path.write_text(json.dumps(state))
-    sums = json.loads((path.parent / MANIFEST).read_text())
-    sums[path.name] = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    (path.parent / MANIFEST).write_text(json.dumps(sums))
+    sign(path.parent)
     with pytest.raises(ValueError, match="lacks optimizer: another version of this package wrote it"):
         make_trainer(resume="latest")
 
