@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+LARGEST = 2**31 - 1  # which the libraries can all count to
+
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a size that may be one number for both."""
@@ -14,10 +16,12 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_positive(**counts: int) -> None:
-    """Raise `ValueError` for the first of the named counts that is not a whole number of at least 1."""
+    """Raise `ValueError` for the first of the named counts that is not a whole number from 1 to `LARGEST`."""
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
+        if count > LARGEST:
+            raise ValueError(f"{name} is {count}; it must be at most {LARGEST}")
 
 
 def check_seed(seed: int) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from diffusers.utils.logging import disable_progress_bar
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from denoiser.checks import did_you_mean
 
@@ -27,7 +28,18 @@ _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
 SECRET = 8  # characters, at least
+_load_yaml = get_loader("yaml")
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
+
+
+def _load_without_aliases(text: str) -> Any:
+    """Read YAML, but no aliases: a few lines of them can stand for more than memory holds."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise yaml.YAMLError("it has an alias (*); write out what that stands for")
+    return _load_yaml(text)
+
+
+set_loader("yaml", _load_without_aliases, (yaml.YAMLError,))
 
 
 class Parser(ArgumentParser):

@@ -15,6 +15,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def sync_all(path: Path) -> None:
+    """Have a file, or a folder and all that is in it, written to the disk before going on."""
+    for inner in path.rglob("*"):
+        sync(inner)
+    sync(path)
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, written to the disk before going on."""
     if path.is_dir() and os.name == "nt":
@@ -39,7 +46,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` to write a file or a folder to, and move it into place if all went well.
 
-    What stood at `path` before is replaced; if the block raises, it stays and the temporary is removed.
+    What stood at `path` before is replaced once the new is on the disk; if the block raises, it stays and the
+    temporary is removed.
 
     Args:
         path: Where the file or folder shall be; its parent is made if missing.
@@ -53,6 +61,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
+        sync_all(temporary)
         if path.is_dir() and temporary.is_dir():  # a file never takes the place of a folder
             shutil.rmtree(path)
         temporary.replace(path)

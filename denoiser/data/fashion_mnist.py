@@ -42,6 +42,7 @@ SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 PREFIX = {"train": "train", "test": "t10k"}
+COUNT = {"train": 60_000, "test": 10_000}
 IMAGE_HEADER, LABEL_HEADER = 16, 8  # bytes before the data in an idx file of three dimensions and of one
 
 
@@ -72,7 +73,7 @@ def load_fashion_mnist(
     check_positive(height=height, width=width)
     root = Path(root).expanduser()
     cache = root / f"fashion_mnist_{split}_{height}x{width}.safetensors"
-    tensors = _read_cache(cache)
+    tensors = _read_cache(cache, (COUNT[split], 1, height, width))
     if tensors is None:
         tensors = _read_split(root, split)
         tensors["images"] = resize(tensors["images"], [height, width], antialias=True)
@@ -133,14 +134,17 @@ def _download(root: Path, name: str) -> Path:
     )
 
 
-def _read_cache(path: Path) -> dict[str, Tensor] | None:
+def _read_cache(path: Path, shape: tuple[int, ...]) -> dict[str, Tensor] | None:
     """Return the cached tensors, or None if there are none or they are not as they were written."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("images", "labels")}
-            if (file.metadata() or {}).get("sha256") == _fingerprint(tensors):
+            images, labels = tensors["images"], tensors["labels"]
+            fits = images.shape == shape and labels.shape == shape[:1]
+            fits = fits and (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+            if fits and (file.metadata() or {}).get("sha256") == _fingerprint(tensors):
                 return tensors
     except SafetensorError as error:
         logger.warning("%s cannot be read (%s); making it anew", path, error)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW, Optimizer
 
-from denoiser.files import sha256, sync
+from denoiser.files import sha256, sync, sync_all
 from denoiser.training.processes import split_as, whole
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ BOUND_TO = {
     "optimizer": "another optimizer",
     "distillation": "another distillation, or none",
 }
-STATE_KEYS = {"progress", "ema_steps", *BOUND_TO}
+STATE_KEYS = {"progress", "ema_steps", "draws", *BOUND_TO}
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -117,8 +117,8 @@ def save_checkpoint(
     """Save the run's state on all processes.
 
     The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors. What
-    is `trained` (the keys of `BOUND_TO`) is written down for `check_trained`. All of it is on the disk before it gets
-    its name.
+    is `trained` (the keys of `BOUND_TO`, and "draws") is written down for `check_trained`. All of it is on the disk
+    before it gets its name.
 
     Raises:
         OSError: On all processes, if one of them cannot write; other checkpoints are as they were.
@@ -141,8 +141,7 @@ def save_checkpoint(
                 files = _files(temporary)
                 sums = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
                 (temporary / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
-                for file in [*temporary.rglob("*"), temporary]:
-                    sync(file)
+                sync_all(temporary)
                 if path.exists():
                     shutil.rmtree(path)
                 temporary.rename(path)
@@ -159,9 +158,7 @@ def drop_checkpoints(folder: Path, newest: Path, kept: int, keep_every: int | No
     older = [path for path in list_checkpoints(folder) if _step_of(path) <= _step_of(newest)]
     for path in older[:-kept]:
         if not (keep_every and _step_of(path) % keep_every == 0):
-            going = path.with_name(
-                f".{path.name}.dropped.partial"
-            )  # a kill while it is deleted leaves no torn checkpoint
+            going = path.with_name(f".{path.name}.dropped.partial")  # or a kill would leave a torn checkpoint
             try:
                 path.rename(going)
                 shutil.rmtree(going)
@@ -193,11 +190,16 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def check_trained(path: Path, trained: dict[str, Any]) -> None:
-    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule, optimizer or distillation."""
+    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule, optimizer or distillation.
+
+    Other draws are allowed, and warned of: the run does not end as it would have.
+    """
     state = _read_state(path)
     for part, what in BOUND_TO.items():
         if difference := _difference(state[part], trained[part]):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
+    if difference := _difference(state["draws"], trained["draws"]):
+        logger.warning("%s was made with %s: the run goes on, and ends otherwise than it would have", path, difference)
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]) -> Progress:
@@ -256,7 +258,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _sensible(state: dict[str, Any]) -> bool:
     """Return whether the values are of the kinds that were written."""
-    if not all(isinstance(state[name], dict) for name in ("progress", *BOUND_TO)):
+    if not all(isinstance(state[name], dict) for name in ("progress", "draws", *BOUND_TO)):
         return False
     progress, model = state["progress"], state["model"]
     counts = [progress.get("step"), state["ema_steps"]]

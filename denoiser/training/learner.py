@@ -116,10 +116,14 @@ class Learner:
         with self.window.timed("step"):
             self.model.train()
             self.skipped = False
+            statistics = [buffer.clone() for buffer in self.raw_model.buffers()]  # a batch norm's
             loss = self._learn().item()
-            if not self.skipped:
+            if self.skipped:
+                for buffer, before in zip(self.raw_model.buffers(), statistics, strict=True):
+                    buffer.copy_(before)
+            else:
                 self.ema.step(self.raw_model.parameters())
-        self.window.count_step(self._global_batch_size, self.skipped)
+        self.window.count_step(self.images_per_step, self.skipped)
         self.step += 1
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.skipped else 0
         if self.skipped_in_a_row == self.training.max_skipped_steps:
@@ -140,7 +144,7 @@ class Learner:
         return pipeline
 
     @property
-    def _global_batch_size(self) -> int:
+    def images_per_step(self) -> int:
         """Images in a step: of all processes and all accumulated passes."""
         training = self.training
         return training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps
@@ -168,7 +172,7 @@ class Learner:
         return draw(
             seed=training.seed,
             step=self.step,
-            batch_size=self._global_batch_size,
+            batch_size=self.images_per_step,
             image_shape=self.image_shape,
             num_images=len(self.images),
             num_timesteps=self.scheduler.config.num_train_timesteps,

@@ -93,6 +93,8 @@ class Tracker:
             with self.metrics_path.open("ab") as file:
                 file.truncate(self.written)
                 file.write(self.unwritten)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             logger.warning("%s cannot be written (%s); going on", self.metrics_path, error)
         else:

@@ -241,6 +241,7 @@ class Trainer:
             **learner.components,
             "optimizer": {"name": self.training.optimizer},
             "distillation": learner.distillation,
+            "draws": {"seed": self.training.seed, "images_per_step": learner.images_per_step},
         }
 
     def _progress_bar(self) -> "tqdm[Any]":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
+from safetensors.torch import save_file
 
 from denoiser.cli import run
 from denoiser.training import trainer
@@ -117,6 +118,18 @@ def as_if_gpus() -> None:
     trainer.use_all_cores = mislead
 
 
+def keep_averages(folder: Path) -> None:
+    """Have each process save its own average of the weights at the end."""
+    save_pipeline = trainer.Trainer._save_pipeline
+
+    def save(self, tracker):
+        averages = {str(index): tensor.contiguous() for index, tensor in enumerate(self.learner.ema.shadow_params)}
+        save_file(averages, folder / f"{self.accelerator.process_index}.safetensors")
+        save_pipeline(self, tracker)
+
+    trainer.Trainer._save_pipeline = save
+
+
 def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
@@ -127,6 +140,8 @@ def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     if "ACCELERATE_USE_FSDP" in environment:
         as_if_gpus()
+    if folder := environment.get("AVERAGES"):
+        keep_averages(Path(folder))
     try:
         run(train.main)
     finally:
@@ -141,6 +156,8 @@ def outcome(run_dir: Path) -> dict[str, object]:
         name = path.relative_to(run_dir).as_posix()
         if not path.is_file() or path.name in {"manifest.json", "README.md", "config.yaml"}:
             continue  # of which the first two have sums and minutes, and the last the folder's name
+        if ".partial" in name:
+            continue  # what could not be deleted; the next start does
         if path.name == "metrics.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{key: value for key, value in line.items() if key not in BY_CLOCK} for line in lines]

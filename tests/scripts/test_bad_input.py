@@ -44,6 +44,7 @@ def train_error(error_of):
         ("--sampling.guidance_scale .nan", "guidance_scale is nan"),
         ("--model.num_class_embeds 7", "the model has num_class_embeds 7, the images have 10"),
         ("--training.batch_size 0", "batch_size is 0"),
+        ("--training.batch_size 9999999999", "batch_size is 9999999999; it must be at most 2147483647"),
         ("--training.max_steps -1", "max_steps is -1"),
         ("--model.sample_size null", "size is None; give one number, or a height and a width"),
         ("--training.adam_betas [2,0.9]", "adam_betas are (2.0, 0.9)"),
@@ -87,6 +88,7 @@ def test_training(train_error, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("output_dir: &name [run]\nresume: *name\n", "it has an alias (*); write out what that stands for"),
         ("training:\n", "'training:'; leave a section out if it is empty"),
         ("training:\n  mixed_precision: no\n", 'got False (YAML reads a bare no as False: write "no")'),
     ],

@@ -134,6 +134,26 @@ def test_a_damaged_cache_is_made_anew(tmp_path, no_other_source, damage):
     assert cache.read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, labels: (images[:5], labels[:5]),
+        lambda images, labels: (images.float(), labels),
+        lambda images, labels: (images, labels.float()),
+        lambda images, labels: (images[..., :8], labels),
+    ],
+)
+def test_a_cache_of_something_else_is_made_anew(tmp_path, no_other_source, change):
+    put_files(tmp_path / "root")
+    first = load_fashion_mnist(tmp_path / "root", "test")
+    (cache,) = (tmp_path / "root").glob("*.safetensors")
+    images, labels = (tensor.contiguous() for tensor in change(first.images, first.labels))
+    fashion_mnist._write_cache(cache, {"images": images, "labels": labels})
+    again = load_fashion_mnist(tmp_path / "root", "test")
+    assert torch.equal(again.images, first.images)
+    assert torch.equal(again.labels, first.labels)
+
+
 def test_a_root_that_cannot_be_written_only_costs_the_cache(tmp_path, no_other_source, monkeypatch, caplog):
     put_files(tmp_path / "debian")
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")

@@ -224,6 +224,30 @@ def test_resuming_with_other_optimizer_settings_uses_them(make_trainer):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [({"seed": 1}, "seed 0, not 1"), ({"batch_size": 8}, "images_per_step 16, not 8"), ({"learning_rate": 1e-4}, "")],
+)
+def test_resuming_with_other_draws_is_warned_of(make_trainer, caplog, options, difference):
+    make_trainer(max_steps=4).train()
+    assert make_trainer(resume="latest", **options).step == 4
+    told = [record.getMessage() for record in caplog.records if "ends otherwise" in record.getMessage()]
+    assert len(told) == bool(difference)
+    assert all(f"step-00000004 was made with {difference}: the run goes on" in line for line in told)
+
+
+def test_a_budget_in_minutes_goes_on_where_it_was(make_trainer):
+    first = make_trainer(max_steps=3, max_minutes=5)
+    first.train()
+    second = make_trainer("run", max_steps=6, max_minutes=5, resume="latest")
+    assert second.budget.seconds >= metrics(first)[-1]["seconds"] > 0
+    second.train()
+    lines = metrics(second)
+    assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
+    spent = (first.budget.seconds / 300, 3 / 6)
+    assert second.budget.progress(3, second.accelerator) >= max(spent)
+
+
 def test_a_run_that_is_extended_is_not_finished_until_its_new_pipeline_is(make_trainer):
     make_trainer(max_steps=4).train()
     second = make_trainer(max_steps=8, checkpoint_every=8, resume="latest")
@@ -347,8 +371,9 @@ def poison(trainer, steps):
     next(learner.raw_model.parameters()).register_hook(hook)
 
 
-def test_a_gradient_that_is_not_finite_skips_its_step(make_trainer, caplog):
-    trainer, before = make_trainer(log_every=1), []
+@pytest.mark.parametrize("network", [tiny_unet, tiny_basic_unet])  # the second has batch norms' statistics
+def test_a_gradient_that_is_not_finite_skips_its_step(make_trainer, caplog, network):
+    trainer, before = make_trainer(model=network(), log_every=1), []
     poison(trainer, {3})
     learn = trainer.learner._learn
 
