@@ -35,6 +35,7 @@ BOUND_TO = {
     "distillation": "another distillation, or none",
 }
 STATE_KEYS = {"progress", "ema_steps", "draws", *BOUND_TO}
+TORCH_CANNOT_WRITE = "inline_container", "iostream error"  # what torch.save says of a full disk
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
@@ -175,7 +176,7 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         failure = f"{type(error).__name__}: {error}"
     except RuntimeError as error:
-        if "inline_container" not in str(error):  # of torch.save's files, which says so of a full disk
+        if not any(word in str(error) for word in TORCH_CANNOT_WRITE):
             raise
         failure = f"a file cannot be written whole, as on a full disk: {error}"
     if failures := [told for told in gather_object([failure]) if told]:

@@ -41,7 +41,7 @@ ERRORS = {
 }
 SHORT = {"training.max_steps": 6, "training.checkpoint_every": 2, "training.sample_every": 3}
 KEPT = "training.checkpoints_kept"
-FEW = 2  # writes of each error that `make test` lets fail
+FEW, WRITES = 2, 280  # writes of each error that `make test` lets fail, of about as many
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
     options = {**SHORT, KEPT: 2}
     at = hits = missing = 0
     while SOAK or hits < FEW:
-        at += 1 if SOAK else choice.randint(1, 60)
+        at += 1 if SOAK else choice.randint(1, WRITES)
         told.unlink(missing_ok=True)
         run_dir = fresh(tmp_path / "run")
         fault = {"FAULT_UNDER": run_dir, "FAULT_AT": at, "FAULT_TOLD": told, **ERRORS[error]}
