@@ -13,6 +13,7 @@ import torch
 import yaml
 from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser, get_loader, set_loader
+from safetensors import SafetensorError
 
 from denoiser.checks import did_you_mean
 
@@ -113,7 +114,7 @@ def run(main: Callable[[], Any]) -> None:
     disable_progress_bar()  # diffusers' own, for loading parts that load in a blink
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:  # the last of a full disk, too
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         fail(str(error))
     except (MemoryError, torch.OutOfMemoryError):

@@ -157,7 +157,7 @@ def _write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with atomic_path(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _fingerprint(tensors)})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         logger.warning("the resized images are not cached: %s", error)
 
 
