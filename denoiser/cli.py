@@ -29,8 +29,9 @@ _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
 SECRET = 8  # characters, at least
-_load_yaml = get_loader("yaml")
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
+
+_load_yaml = get_loader("yaml")
 
 
 def _load_without_aliases(text: str) -> Any:

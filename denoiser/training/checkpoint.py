@@ -259,17 +259,17 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _sensible(state: dict[str, Any]) -> bool:
     """Return whether the values are of the kinds that were written."""
-    if not all(isinstance(state[name], dict) for name in ("progress", "draws", *BOUND_TO)):
+    parts = [state[name] for name in STATE_KEYS - {"ema_steps"}]
+    if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
         return False
-    progress, model = state["progress"], state["model"]
+    progress = state["progress"]
     counts = [progress.get("step"), state["ema_steps"]]
     return (
         progress.keys() == {"step", "seconds"}
         and all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and type(progress["seconds"]) in (int, float)
         and 0 <= progress["seconds"] < math.inf
-        and isinstance(model.get("class_path", ""), str)
-        and isinstance(model.get("init_args", {}), dict)
+        and isinstance(state["model"].get("class_path", ""), str)
     )
 
 

@@ -13,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
@@ -135,7 +134,6 @@ def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.chdir(ROOT)
-    torch.set_num_threads(1)
     sys.argv = ["train.py", *arguments]
     os.environ.update(environment)
     if "ACCELERATE_USE_FSDP" in environment:

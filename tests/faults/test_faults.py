@@ -91,7 +91,7 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
     options = {**SHORT, KEPT: 2}
     at = hits = missing = 0
     while SOAK or hits < FEW:
-        at += 1 if SOAK else choice.randint(1, WRITES)
+        at = at + 1 if SOAK else choice.randint(1, WRITES)
         told.unlink(missing_ok=True)
         run_dir = fresh(tmp_path / "run")
         fault = {"FAULT_UNDER": run_dir, "FAULT_AT": at, "FAULT_TOLD": told, **ERRORS[error]}

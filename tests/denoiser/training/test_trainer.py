@@ -239,7 +239,7 @@ def test_resuming_with_other_draws_is_warned_of(make_trainer, caplog, options, d
 def test_a_budget_in_minutes_goes_on_where_it_was(make_trainer):
     first = make_trainer(max_steps=3, max_minutes=5)
     first.train()
-    second = make_trainer("run", max_steps=6, max_minutes=5, resume="latest")
+    second = make_trainer(max_steps=6, max_minutes=5, resume="latest")
     assert second.budget.seconds >= metrics(first)[-1]["seconds"] > 0
     second.train()
     lines = metrics(second)
@@ -591,6 +591,17 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
     path.write_text(json.dumps(state))
     sign(path.parent)
     with pytest.raises(ValueError, match="lacks optimizer: another version of this package wrote it"):
+        make_trainer(resume="latest")
+
+
+@pytest.mark.parametrize("part", ["model", "scheduler", "optimizer", "distillation", "draws"])
+def test_settings_of_another_kind_in_a_signed_checkpoint_are_refused(make_trainer, part):
+    first = make_trainer(max_steps=2)
+    first.train()
+    path = first.last_checkpoint / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), part: {"init_args": 3}}))
+    sign(path.parent)
+    with pytest.raises(ValueError, match="step-00000002 is damaged .*values of another kind"):
         make_trainer(resume="latest")
 
 
