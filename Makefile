@@ -26,7 +26,8 @@ lint: .venv/installed
 
 soak: .venv/installed data
 	noted=$$(mktemp) && SOAK=1 RELIABILITY=$$noted OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
-	    --hypothesis-seed $${SOAK_SEED:-0} tests/faults tests/scripts/test_bad_input.py && $(BIN)/python -m tests.reliability $$noted; rm -f $$noted
+	    --hypothesis-seed $${SOAK_SEED:-0} tests/faults tests/scripts/test_bad_input.py && $(BIN)/python -m tests.reliability $$noted; \
+	    status=$$?; rm -f $$noted; exit $$status
 
 pictures: .venv/installed data
 	rm -rf runs/boots runs/denoised_boots

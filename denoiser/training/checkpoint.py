@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
@@ -214,6 +215,9 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
     settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     try:
         accelerator.load_state(str(path))
+        accelerator.step = (
+            0  # passes into a step, which is whole here; Accelerate would count on with another accumulation
+        )
         for optimizer in optimizers:
             _check_moments(optimizer)
         loaded = [group for optimizer in optimizers for group in optimizer.param_groups]
@@ -231,13 +235,21 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
 
 
 def _check_moments(optimizer: Optimizer) -> None:
-    """Raise `ValueError` if a moment is missing or not of its weight's shape: a fused step writes past its end."""
+    """Raise `ValueError` if a moment is missing or not of its weight's shape, and lay it out as the weight is.
+
+    A fused step goes through the memory of both side by side, and past the end of what is shorter.
+    """
     for parameter, state in optimizer.state.items():
         if type(getattr(optimizer, "optimizer", optimizer)) is AdamW and state.keys() != ADAMW_STATE:
             raise ValueError("the optimizer's state is of another kind")
         for name in ("exp_avg", "exp_avg_sq"):
             if name in state and state[name].shape != parameter.shape:
                 raise ValueError(f"the optimizer's {name} is of another shape than its weight")
+            if name in state:
+                state[name] = torch.empty_like(parameter).copy_(state[name])
+        step = state.get("step", 0)
+        if isinstance(step, torch.Tensor) and (step.layout != torch.strided or step.numel() != 1):
+            raise ValueError("the optimizer's step is not one number")
 
 
 def _read_state(path: Path) -> dict[str, Any]:

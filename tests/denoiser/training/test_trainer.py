@@ -594,6 +594,43 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
         make_trainer(resume="latest")
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"batch_size": 4}, {"batch_size": 2, "gradient_accumulation_steps": 2}),
+        ({"channels_last": False}, {"channels_last": True}),
+    ],
+)
+def test_a_run_that_goes_on_in_other_passes_or_another_layout_ends_alike(make_trainer, before, after):
+    options = {"max_steps": 7, "checkpoint_every": 3, "checkpoints_kept": 3, "learning_rate": 1e-3}
+    whole = make_trainer(**options, **before)
+    whole.train()
+    for step in (6, 7):
+        shutil.rmtree(whole.folder.checkpoints / f"step-{step:08d}")
+    resumed = make_trainer(**options, resume="latest", **after)
+    assert resumed.step == 3
+    resumed.train()
+    for weight, other in zip(whole.learner.raw_model.parameters(), resumed.learner.raw_model.parameters(), strict=True):
+        torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("step", [torch.ones(3), torch.ones(0), torch.ones(1).to_sparse()])
+def test_moments_that_a_stranger_made_are_refused_or_copied(make_trainer, step):
+    make_trainer(max_steps=2).train()
+    path = make_trainer(max_steps=3, resume="latest").last_checkpoint / "optimizer.bin"
+    state = torch.load(path, weights_only=True)
+    for moments in state["state"].values():
+        moments["exp_avg"] = torch.ones(1).expand(moments["exp_avg"].shape)  # one number in memory
+    torch.save(state, path)
+    sign(path.parent)
+    make_trainer(max_steps=3, resume="latest").learner.take_step(0.5)
+    state["state"][0]["step"] = step
+    torch.save(state, path)
+    sign(path.parent)
+    with pytest.raises(ValueError, match="is damaged .*step is not one number"):
+        make_trainer(max_steps=3, resume="latest")
+
+
 @pytest.mark.parametrize("part", ["model", "scheduler", "optimizer", "distillation", "draws"])
 def test_settings_of_another_kind_in_a_signed_checkpoint_are_refused(make_trainer, part):
     first = make_trainer(max_steps=2)
