@@ -61,10 +61,11 @@ def checkpoint_name(step: int) -> str:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in `folder`, oldest first, whether they are whole or not; other names are a user's own."""
     named = (path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(f"{PREFIX}[0-9]{{8,}}", path.name))
-    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=_step_of)
+    return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=step_of)
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint is of, by its name."""
     return int(path.name.removeprefix(PREFIX))
 
 
@@ -157,9 +158,9 @@ def save_checkpoint(
 
 def drop_checkpoints(folder: Path, newest: Path, kept: int, keep_every: int | None) -> None:
     """Delete the checkpoints up to `newest` but the last `kept` of them, and those of every `keep_every` steps."""
-    older = [path for path in list_checkpoints(folder) if _step_of(path) <= _step_of(newest)]
+    older = [path for path in list_checkpoints(folder) if step_of(path) <= step_of(newest)]
     for path in older[:-kept]:
-        if not (keep_every and _step_of(path) % keep_every == 0):
+        if not (keep_every and step_of(path) % keep_every == 0):
             going = path.with_name(f".{path.name}.dropped.partial")  # or a kill would leave a torn checkpoint
             try:
                 path.rename(going)

@@ -47,6 +47,10 @@ class RunFolder:
         inside = checkpoint is not None and self.checkpoints.resolve() == checkpoint.resolve().parent
         if self.config.exists() and not (inside or resume == "latest"):
             raise FileExistsError(f"{self.path} holds a run already; give another output_dir, or --resume latest")
+        if resume and checkpoint is None and self.pipeline.exists():
+            raise FileExistsError(
+                f"{self.path} holds a run that has ended, and none of its checkpoints; give another output_dir"
+            )
         if checkpoint is not None:
             check_trained(checkpoint, trained)
             newest = list_checkpoints(self.checkpoints)[-1] if inside else checkpoint
@@ -55,7 +59,8 @@ class RunFolder:
                     f"{self.checkpoints} holds later checkpoints than {checkpoint.name}, up to {newest.name}; "
                     "delete them to go on from it, or give another output_dir"
                 )
-        for path in (self.config, self.metrics, self.checkpoints, self.grid(0).parent, self.pipeline):
+        parts = (self.config, self.metrics, self.checkpoints, self.grid(0).parent, self.pipeline, self.path / "wandb")
+        for path in parts:
             if path.is_symlink():
                 raise ValueError(f"{path} is a link; a run writes into its own folder only: give another output_dir")
         check_writable(self.config)

@@ -130,9 +130,9 @@ class Tracker:
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""
         if self.metrics_path.exists():
-            lines = self.metrics_path.read_bytes().splitlines(keepends=True)
+            lines = self.metrics_path.read_bytes().splitlines()
             with atomic_path(self.metrics_path) as temporary:
-                temporary.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
+                temporary.write_bytes(b"".join(line + b"\n" for line in lines if _step_of(line) <= step))
             self.written = self.metrics_path.stat().st_size
 
 

@@ -14,7 +14,7 @@ from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, u
 from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
-from denoiser.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint
+from denoiser.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint, step_of
 from denoiser.training.config import RunConfig, settings
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
@@ -138,8 +138,9 @@ class Trainer:
                     if stopped and progress < 1:
                         bar.close()
                         tracker.finish()
-                        going_on = f"--resume latest goes on from step {self.step}"
-                        self.accelerator.print(f"stopped by {stopped.name}; {going_on}")
+                        self.accelerator.print(
+                            f"stopped by {stopped.name}; --resume latest goes on from {self._saved()}"
+                        )
                         sys.exit(EXIT_STATUS[stopped])
             self._save_pipeline(tracker)
             return tracker.finish()
@@ -233,6 +234,10 @@ class Trainer:
         self.last_checkpoint = checkpoint
         if self.accelerator.is_main_process:
             drop_checkpoints(folder, checkpoint, training.checkpoints_kept, training.keep_every)
+
+    def _saved(self) -> str:
+        """Say up to where a checkpoint holds the run."""
+        return f"step {step_of(self.last_checkpoint)}" if self.last_checkpoint else "the start: none was saved"
 
     def _bound_to(self) -> dict[str, Any]:
         """Return what a checkpoint is bound to, as plain values."""

@@ -614,6 +614,25 @@ def test_a_run_that_goes_on_in_other_passes_or_another_layout_ends_alike(make_tr
         torch.testing.assert_close(other, weight, rtol=1e-4, atol=1e-5)
 
 
+def test_a_finished_run_without_its_checkpoints_is_not_begun_anew(make_trainer):
+    first = make_trainer(max_steps=2)
+    first.train()
+    shutil.rmtree(first.folder.checkpoints)
+    with pytest.raises(FileExistsError, match="holds a run that has ended"):
+        make_trainer(max_steps=4, resume="latest")
+    assert first.folder.pipeline.exists()
+    assert metrics(first)
+
+
+def test_a_line_of_figures_without_its_end_stays_apart_from_the_next(make_trainer):
+    first = make_trainer(max_steps=2, log_every=1)
+    first.train()
+    path = first.folder.metrics
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    make_trainer(max_steps=4, log_every=1, resume="latest").train()
+    assert [line["step"] for line in metrics(first)] == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("step", [torch.ones(3), torch.ones(0), torch.ones(1).to_sparse()])
 def test_moments_that_a_stranger_made_are_refused_or_copied(make_trainer, step):
     make_trainer(max_steps=2).train()
