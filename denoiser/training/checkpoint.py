@@ -216,11 +216,9 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
     settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
     try:
         accelerator.load_state(str(path))
-        accelerator.step = (
-            0  # passes into a step, which is whole here; Accelerate would count on with another accumulation
-        )
+        accelerator.step = 0  # passes into a step; the saved count is wrong for another accumulation
         for optimizer in optimizers:
-            _check_moments(optimizer)
+            _fit_moments(optimizer)
         loaded = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, own in zip(loaded, settings, strict=True):
             group.update(own)
@@ -235,19 +233,19 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
     return Progress(**state["progress"])
 
 
-def _check_moments(optimizer: Optimizer) -> None:
-    """Raise `ValueError` if a moment is missing or not of its weight's shape, and lay it out as the weight is.
+def _fit_moments(optimizer: Optimizer) -> None:
+    """Lay the moments out in memory as their weights are: a fused step goes through both side by side.
 
-    A fused step goes through the memory of both side by side, and past the end of what is shorter.
+    Raises:
+        ValueError: If a moment is missing or not of its weight's shape, or the count of steps is not one number.
     """
     for parameter, state in optimizer.state.items():
         if type(getattr(optimizer, "optimizer", optimizer)) is AdamW and state.keys() != ADAMW_STATE:
             raise ValueError("the optimizer's state is of another kind")
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in state and state[name].shape != parameter.shape:
+        for name in {"exp_avg", "exp_avg_sq"} & state.keys():
+            if state[name].shape != parameter.shape:
                 raise ValueError(f"the optimizer's {name} is of another shape than its weight")
-            if name in state:
-                state[name] = torch.empty_like(parameter).copy_(state[name])
+            state[name] = torch.empty_like(parameter).copy_(state[name])
         step = state.get("step", 0)
         if isinstance(step, torch.Tensor) and (step.layout != torch.strided or step.numel() != 1):
             raise ValueError("the optimizer's step is not one number")
