@@ -1,12 +1,16 @@
 """What differs from device to device: chosen here and nowhere else."""
 
+import ctypes
 import os
+import platform
 import shutil
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from torch import nn
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as <malloc.h> numbers them
 
 
 def must_use_cpu() -> bool:
@@ -79,11 +83,24 @@ def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
-def use_all_cores(state: PartialState) -> None:
-    """Share the cores among the processes of this machine; `accelerate launch` alone would give each one thread."""
+def prepare_cpu(state: PartialState) -> None:
+    """Where a process computes on the CPU, let it use its share of the cores and keep the memory that it frees.
+
+    `accelerate launch` alone would give each process one thread, and glibc alone would give megabytes back to the
+    system after each layer, for the system to clear them page by page before the next.
+    """
     if state.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+        if platform.libc_ver()[0] == "glibc":
+            _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Take all memory from the heap, and shrink that only when 2 GiB at its end are free (mallopt(3))."""
+    allocator = ctypes.CDLL(None)
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        allocator.mallopt(parameter, value)
 
 
 def in_best_layout(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from denoiser.benchmark.stock import stock_comparison
 from denoiser.benchmark.tables import reach_table, speed_table, stock_table, train_plot, train_rows, train_table
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
-from denoiser.device import must_use_cpu, use_all_cores
+from denoiser.device import must_use_cpu, prepare_cpu
 from denoiser.files import atomic_path, check_writable
 
 NETWORKS, QUICK = "configs/benchmark/networks.yaml", "configs/benchmark/quick.yaml"
@@ -93,7 +93,7 @@ def main() -> None:
         check_positive(batch_size=batch_size)
     folder = Path(options.output_dir)
     check_writable(folder / "train.json")
-    use_all_cores(PartialState(cpu=must_use_cpu()))
+    prepare_cpu(PartialState(cpu=must_use_cpu()))
     field = read_field(Path(QUICK if options.quick else options.entries), options.data_root)
     if options.what == "train":
         rows, page = train(field, options.seeds, folder)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
 from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.device import in_best_layout, must_use_cpu, use_all_cores
+from denoiser.device import in_best_layout, must_use_cpu, prepare_cpu
 from denoiser.evaluation.comparison import check_count, check_images
 from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.drawing import Drawing, Drawn
@@ -110,7 +110,7 @@ def main() -> None:
     folder = Path(options.output_dir) if options.output_dir else beside
     check_report_folder(folder)
     tracked = options.tracking.mode != "disabled"
-    use_all_cores(PartialState(cpu=must_use_cpu()))
+    prepare_cpu(PartialState(cpu=must_use_cpu()))
     accelerator = Accelerator(cpu=must_use_cpu(), log_with="wandb" if tracked else None)
     check_launch(accelerator.num_processes)
     judge = load_judge()

@@ -15,7 +15,7 @@ from torch import Tensor
 from denoiser.checks import check_positive, check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
-from denoiser.device import in_best_layout
+from denoiser.device import in_best_layout, prepare_cpu
 from denoiser.evaluation.inputs import load_images
 from denoiser.evaluation.markdown import markdown_table
 from denoiser.evaluation.restoration import biharmonic, non_local_means, psnr, ssim
@@ -196,7 +196,8 @@ def main() -> None:
     labels = None if options.labels is None else parse_labels(options.labels)
     if options.labels == "all":
         raise ValueError("labels is 'all'; name the classes of the images, or leave them out")
-    pipeline = find_pipeline(options.pipeline).to(PartialState().device)
+    prepare_cpu(state := PartialState())
+    pipeline = find_pipeline(options.pipeline).to(state.device)
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")
     in_best_layout(pipeline.unet)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
-from denoiser.device import compile_to_draw, in_best_layout
+from denoiser.device import compile_to_draw, in_best_layout, prepare_cpu
 from pipelines import (
     SamplingConfig,
     draw_samples,
@@ -97,7 +97,8 @@ def main() -> None:
     check_targets(options)
     labels = parse_labels(options.labels)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
-    pipeline = find_pipeline(options.pipeline).to(PartialState().device)
+    prepare_cpu(state := PartialState())
+    pipeline = find_pipeline(options.pipeline).to(state.device)
     trained_with = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, own_sampler(trained_with))
     if config.guidance_scale == 1 and (config.guidance_rescale or config.guidance_interval):

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, ModelMixin
 from tqdm import tqdm
 
 from denoiser.data import ImageSet
-from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, use_all_cores
+from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, prepare_cpu
 from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
@@ -34,7 +34,7 @@ def start_accelerator(config: RunConfig) -> Accelerator:
         ValueError: If the device cannot train in the precision asked for, or compile, or weights cannot be split so.
     """
     state = PartialState(cpu=must_use_cpu())
-    use_all_cores(state)
+    prepare_cpu(state)
     accelerator = Accelerator(
         cpu=must_use_cpu(),
         mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),

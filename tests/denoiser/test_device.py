@@ -1,7 +1,17 @@
+import platform
+import resource
+
 import pytest
 import torch
+from accelerate import PartialState
 
-from denoiser.device import choose_mixed_precision, compilation, compile_to_draw, multiplies_bf16_natively
+from denoiser.device import (
+    choose_mixed_precision,
+    compilation,
+    compile_to_draw,
+    multiplies_bf16_natively,
+    prepare_cpu,
+)
 from tests.conftest import tiny_unet
 
 CPU = torch.device("cpu")
@@ -41,3 +51,16 @@ def test_a_network_compiled_to_draw_predicts_nearly_the_same():
         compile_to_draw(model, CPU)
         predicted = model(noisy.to(model.dtype), timesteps, class_labels=labels).sample
     assert 0 < float((predicted.float() - expected).std() / expected.std()) < 0.03
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they please")
+def test_a_prepared_process_is_not_given_the_same_memory_anew():
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            [torch.ones(2**20) for _ in range(16)]  # 64 MiB, 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    prepare_cpu(PartialState(cpu=True))
+    page_faults()
+    assert page_faults() < 16384

@@ -108,13 +108,13 @@ class Run:
 
 def as_if_gpus() -> None:
     """Tell Accelerate that several processes have GPUs, or it has no FSDP for them."""
-    use_all_cores = trainer.use_all_cores
+    prepare_cpu = trainer.prepare_cpu
 
     def mislead(state):
-        use_all_cores(state)
+        prepare_cpu(state)
         state.distributed_type = DistributedType.MULTI_GPU
 
-    trainer.use_all_cores = mislead
+    trainer.prepare_cpu = mislead
 
 
 def keep_averages(folder: Path) -> None:
