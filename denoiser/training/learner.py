@@ -114,7 +114,8 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         with self.window.timed("step"):
-            self.model.train()
+            if not self.model.training:
+                self.model.train()
             self.skipped = False
             statistics = [buffer.clone() for buffer in self.raw_model.buffers()]  # a batch norm's
             loss = self._learn().item()
