@@ -34,7 +34,11 @@ pictures: .venv/installed data
 	. $(BIN)/activate && grep '^python scripts/' docs/sampling.md | sh -ex
 
 ship:
+	@test -n "$(NAME)" && test -d $(RUN)/pipeline || { echo "give NAME, and a RUN that has a pipeline"; exit 2; }
 	rm -rf pipelines/weights/$(NAME) && mkdir -p pipelines/weights && cp -r $(RUN)/pipeline pipelines/weights/$(NAME)
+	sed -e 's/import load_pipeline, make_scheduler/import load_pretrained/' -e '/^pipeline.scheduler = /d' \
+	    -e 's/load_pipeline("pipeline")/load_pretrained("$(NAME)")/' $(RUN)/pipeline/README.md \
+	    > pipelines/weights/$(NAME)/README.md
 	cd pipelines/weights/$(NAME) && files=$$(find * -type f | LC_ALL=C sort) && sha256sum $$files > SHA256SUMS
 
 .venv/installed: pyproject.toml

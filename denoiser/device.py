@@ -83,6 +83,11 @@ def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
+def num_cores() -> int:
+    """Return how many of the machine's cores this process may use, or how many there are where no system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prepare_cpu(state: PartialState) -> None:
     """Where a process computes on the CPU, let it use its share of the cores and keep the memory that it frees.
 
@@ -91,7 +96,7 @@ def prepare_cpu(state: PartialState) -> None:
     """
     if state.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+        torch.set_num_threads(max(1, num_cores() // local_processes))
         if platform.libc_ver()[0] == "glibc":
             _keep_freed_memory()
 

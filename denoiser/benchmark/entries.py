@@ -97,6 +97,9 @@ def read_field(path: Path, data_root: str | None = None) -> Field:
             entries[name] = Entry(name, (*base, *shlex.split(entry["arguments"]), *given), lengths, powers)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); configs/benchmark/networks.yaml shows how") from error
+    for name in (*entries, baseline):
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: the name {name!r} is no text; give one, in quotes if it is a number")
     if baseline not in entries:
         raise ValueError(f"{path}: the baseline '{baseline}' is none of {', '.join(entries)}")
     for entry in entries.values():

@@ -1,6 +1,5 @@
 """What the machine could do at best, and what a network asks of it."""
 
-import os
 import platform
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
 from denoiser.checks import pair
+from denoiser.device import num_cores
 
 SIDE, PRODUCTS = 1024, 10
 
@@ -42,4 +42,4 @@ def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{name or platform.processor() or platform.machine()}, {num_cores()} cores"

@@ -10,6 +10,7 @@ from denoiser.embeddings import batched_timestep
 
 try:
     from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
+    from smalldiffusion import CondEmbedderLabel
     from smalldiffusion import Unet as _SmallDiffusionUnet
 except ModuleNotFoundError as error:
     raise ImportError(f"{error}; the other projects' networks come with: pip install 'denoiser[bench]'") from error
@@ -39,8 +40,9 @@ class LucidrainsUNet(ModelMixin, ConfigMixin):
 
 
 class SmallDiffusionUNet(ModelMixin, ConfigMixin):
-    """`smalldiffusion.Unet`, unconditional, with the shape of that project's FashionMNIST example as default.
+    """`smalldiffusion.Unet`, with the shape of that project's FashionMNIST example as default.
 
+    It takes labels if it is told the number of classes, and has no dropout of them: the training has its own.
     It is told the noise level sigma = sqrt(1 - a) / sqrt(a), a the scheduler's cumulative product, in the place of the
     timestep, by diffusers' `DDPMScheduler` with the given `beta_schedule`.
     """
@@ -55,19 +57,32 @@ class SmallDiffusionUNet(ModelMixin, ConfigMixin):
         ch_mult: tuple[int, ...] = (1, 1, 2),
         attn_resolutions: tuple[int, ...] = (8,),
         beta_schedule: str = "squaredcos_cap_v2",
+        num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
+        emb_channels = 4 * ch  # as the network has them
+        labels = CondEmbedderLabel(emb_channels, num_class_embeds, dropout_prob=0) if num_class_embeds else None
         self.unet = _SmallDiffusionUnet(
-            sample_size, in_channels, out_channels, ch=ch, ch_mult=tuple(ch_mult), attn_resolutions=attn_resolutions
+            sample_size,
+            in_channels,
+            out_channels,
+            ch=ch,
+            ch_mult=tuple(ch_mult),
+            attn_resolutions=attn_resolutions,
+            cond_embed=labels,
         )
         with torch.device("cpu"):  # the loader builds a network on the meta device
             self.signal = DDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predict the noise in `sample`, `(batch, channels, height, width)`."""
+        """Predict the noise in `sample`, `(batch, channels, height, width)`, with `(batch,)` labels if it takes any."""
         signal = self.signal.to(sample.device)[batched_timestep(timestep, sample).long()]
         sigma = ((1 - signal) / signal).sqrt()
-        prediction = self.unet(sample, sigma)
+        prediction = self.unet(sample, sigma, cond=class_labels)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

@@ -58,7 +58,7 @@ class Training:
 
 
 def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lambda seconds: None) -> None:
-    """Make the trainings that were not made yet, those of equal length side by side.
+    """Make the trainings that were not made yet, those of equal length and seed side by side.
 
     Args:
         trainings: What to make.
@@ -67,8 +67,8 @@ def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lam
     Raises:
         ValueError: If an entry cannot be trained; its process says why.
     """
-    for seconds in sorted({training.seconds for training in trainings}):
-        todo = {training.folder: training for training in trainings if training.seconds == seconds}
+    for group in sorted({(training.seconds, training.seed) for training in trainings}):
+        todo = {training.folder: training for training in trainings if (training.seconds, training.seed) == group}
         waiting = [training for training in todo.values() if training.result is None]
         if waiting:
             _race_of(waiting, on_turn)

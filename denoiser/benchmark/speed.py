@@ -20,26 +20,39 @@ from denoiser.data import ImageSet, load_fashion_mnist
 from denoiser.device import as_trained, choose_mixed_precision, compile_to_draw, in_best_layout
 from denoiser.training.draws import draw
 from pipelines import DenoisingPipeline, make_scheduler
+from pipelines.schedulers import check_steps
 
 
-def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Time each job in turn, round after round, after one round that does not count.
+def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, dict[str, float]]:
+    """Time each job in turn, round after round; the first is the one in which things are compiled and set up.
 
     Args:
         jobs: By name; each returns the number of images that it made.
-        rounds: Rounds that count.
+        rounds: Rounds that count, besides the first.
 
     Returns:
-        Images per second of each round.
+        By name, what a table says of them: the seconds of the first round, and images per second of the others.
     """
+    firsts: dict[str, float] = {}
     speeds: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(rounds + 1):
         for name, job in jobs.items():
             started = time.perf_counter()
             images = job()
+            seconds = time.perf_counter() - started
             if round_:
-                speeds[name].append(images / (time.perf_counter() - started))
-    return speeds
+                speeds[name].append(images / seconds)
+            else:
+                firsts[name] = seconds
+    return {
+        name: {
+            "first_round_seconds": firsts[name],
+            "images_per_second": median(values),
+            "slowest_round": min(values),
+            "fastest_round": max(values),
+        }
+        for name, values in speeds.items()
+    }
 
 
 def sampling_speeds(
@@ -70,6 +83,8 @@ def sampling_speeds(
         if config.training.channels_last:
             in_best_layout(model)
         sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
+        for count in steps:
+            check_steps(count, sampler)
         pipelines[entry.name] = DenoisingPipeline(model, sampler)
         if compiled:
             name = f"{entry.name}, compiled"
@@ -87,8 +102,15 @@ def sampling_speeds(
 
         def draw_batch() -> int:
             with as_trained(precisions[name] if pipeline.unet.dtype == torch.float32 else "no", device):
-                pipeline(batch_size, labels, num_inference_steps=steps, generator=generator, output_type="pt")
-            return batch_size
+                (images,) = pipeline(
+                    batch_size,
+                    labels,
+                    num_inference_steps=steps,
+                    generator=generator,
+                    output_type="pt",
+                    return_dict=False,
+                )
+            return len(images.cpu())  # which waits for the device
 
         return draw_batch
 
@@ -96,13 +118,13 @@ def sampling_speeds(
         speeds = alternate({name: job(name, batch_size, count) for name in pipelines}, rounds)
         peak = matmul_speed()
         for name in pipelines:
-            summary = _summary(speeds[name])
-            share = summary["images_per_second"] * count * operations[name] / peak
+            share = speeds[name]["images_per_second"] * count * operations[name] / peak
             facts = {"name": name, "batch_size": batch_size, "steps": count, "precision": precisions[name]}
-            rows.append({**facts, **summary, "share_of_peak": share})
+            rows.append({**facts, **speeds[name], "share_of_peak": share})
     return rows
 
 
+TORCHVISION = "torchvision, DataLoader"
 OUR_SHARE = 20  # times the loaders' batches, so that a round of ours lasts too
 
 
@@ -137,10 +159,10 @@ def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> lis
     """
     images, full_size = load_fashion_mnist(root, "train", 16), load_fashion_mnist(root, "train", 28)
     loaders = {
-        f"torchvision, DataLoader, {workers} workers": DataLoader(
+        name: DataLoader(
             PerImage(full_size), batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0
         )
-        for workers in (0, 2)
+        for name, workers in ((TORCHVISION, 0), (f"{TORCHVISION}, 2 workers", 2))
     }
 
     def ours() -> int:
@@ -159,9 +181,4 @@ def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> lis
         return load
 
     speeds = alternate({"denoiser": ours, **{name: theirs(loader) for name, loader in loaders.items()}}, rounds)
-    return [{"name": name, **_summary(values)} for name, values in speeds.items()]
-
-
-def _summary(speeds: Sequence[float]) -> dict[str, float]:
-    """Return what a table says of the rounds' speeds."""
-    return {"images_per_second": median(speeds), "slowest_round": min(speeds), "fastest_round": max(speeds)}
+    return [{"name": name, **figures} for name, figures in speeds.items()]

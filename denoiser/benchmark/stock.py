@@ -15,10 +15,26 @@ from denoiser.benchmark.race import PIPELINE, Training
 from denoiser.device import as_trained, in_best_layout
 from denoiser.evaluation.distances import Moments, frechet_distance
 from denoiser.evaluation.judge import judge_images, load_judge
+from denoiser.training.probe import FEWEST
 from pipelines import SamplingConfig, draw_samples, load_pipeline, make_scheduler, quantised
 
 BATCH_SIZE = 64
 STEPS = (4, 5, 6, 8, 10, 14, 20, 30, 50)
+
+
+def longest_of(baseline: str, finished: Sequence[Training]) -> Training:
+    """Return the longest training of the network that the stock pipeline shall draw with.
+
+    Raises:
+        ValueError: If there is none, or it takes labels, which the stock pipeline has none for.
+    """
+    own = [training for training in finished if training.entry.name == baseline]
+    if not own:
+        raise ValueError(f"no training of '{baseline}' is here; make them first, with the same options and train")
+    longest = max(own, key=lambda training: training.seconds)
+    if longest.facts["settings"]["model"]["init_args"].get("num_class_embeds"):
+        raise ValueError(f"'{baseline}' takes labels, and the stock DDPMPipeline gives none; compare without labels")
+    return longest
 
 
 def stock_comparison(baseline: Training, others: Sequence[Training], num_images: int) -> list[dict[str, Any]]:
@@ -27,11 +43,13 @@ def stock_comparison(baseline: Training, others: Sequence[Training], num_images:
     Args:
         baseline: A finished training of an unconditional network.
         others: Finished trainings; each draws with the sampler of its settings until it is as close as the baseline.
-        num_images: Images that each distance is of.
+        num_images: Images that each distance is of, at least `FEWEST`.
 
     Returns:
         A row for the baseline, then rows for the others; the last row of each is the first that is as close, if any is.
     """
+    if num_images < FEWEST:
+        raise ValueError(f"images is {num_images}; a distance is of at least {FEWEST}")
     pipeline = load_pipeline(baseline.folder / PIPELINE)
     stock = DDPMPipeline(pipeline.unet, pipeline.scheduler)
     stock.set_progress_bar_config(disable=True)
@@ -54,6 +72,7 @@ def _until_as_close(training: Training, distance: float, num_images: int) -> Ite
     name = settings["sampling"]["scheduler"]
     pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
     with as_trained(training.result["precision"], pipeline.device):
+        draw_samples(pipeline, SamplingConfig(num_images=1, steps=min(STEPS), scheduler=name))  # the first call is slow
         for steps in STEPS:
             config = SamplingConfig(num_images=num_images, steps=steps, scheduler=name, batch_size=BATCH_SIZE)
             row = _row(training, steps, partial(draw_samples, pipeline, config))

@@ -1,4 +1,4 @@
-"""What the benchmarks say: tables, and a plot of the distance against the seconds of training."""
+"""What the benchmarks say: tables and plots."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from denoiser.evaluation.markdown import markdown_table, number
 from denoiser.evaluation.plots import new_figure, picture_of
 
 JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
+CONDITIONS = {"batch_size": "batch", "steps": "steps"}  # of a speed, and what the tables call them
 FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
 
 
@@ -152,14 +153,39 @@ def speed_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
         speeds = (row[name] for name in ("images_per_second", "slowest_round", "fastest_round"))
         ratio = number(row["images_per_second"] / others[_conditions(row)])
         share = [f"{row['share_of_peak']:.0%}"] if "share_of_peak" in row else []
-        lines.append([row["name"], *_conditions(row), *(number(speed) for speed in speeds), ratio, *share])
-    columns = ["", "batch", "steps", "images/s (median)", "slowest", "fastest", "ratio"]
+        first = f"{row['first_round_seconds']:.1f}"
+        lines.append([row["name"], *_conditions(row), *(number(speed) for speed in speeds), ratio, first, *share])
+    columns = [
+        "",
+        *CONDITIONS.values(),
+        "images/s (median)",
+        "slowest",
+        "fastest",
+        "ratio",
+        "seconds of the first round",
+    ]
     share_column = ["share of bf16 peak"] if "share_of_peak" in rows[0] else []
     return markdown_table([*columns, *share_column], lines)
 
 
-def _conditions(row: Mapping[str, Any]) -> tuple[Any, Any]:
-    return row.get("batch_size", ""), row.get("steps", "")
+def speed_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw each speed as a bar from the slowest round to the fastest, the median marked; the scale is logarithmic."""
+    figure, axes = new_figure()
+    names = []
+    for place, row in enumerate(reversed(rows)):
+        names.append(
+            ", ".join([row["name"], *(f"{words} {row[key]}" for key, words in CONDITIONS.items() if key in row)])
+        )
+        slowest, fastest = row["slowest_round"], row["fastest_round"]
+        axes.barh(place, fastest - slowest, left=slowest, color="C0", alpha=0.4)
+        axes.plot(row["images_per_second"], place, "o", color="C0")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set(xlabel="images/s", xscale="log")
+    return picture_of(figure)
+
+
+def _conditions(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key, "") for key in CONDITIONS)
 
 
 def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -178,3 +204,17 @@ def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     columns = ["network", "seconds of training", "steps", "Fréchet distance", "images/s", "ratio"]
     return f"{markdown_table(columns, lines)}\n{target['images']:,} images a row.\n"
+
+
+def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw the distance against the speed of drawing, both logarithmic, a line for each training."""
+    figure, axes = new_figure()
+    target = rows[0]
+    for training in dict.fromkeys((row["name"], row["trained_seconds"]) for row in rows):
+        own = [row for row in rows if (row["name"], row["trained_seconds"]) == training]
+        speeds, distances = [row["images_per_second"] for row in own], [row["frechet"] for row in own]
+        axes.plot(speeds, distances, "o-", label=f"{training[0]}, trained {training[1]:g} s")
+    axes.axhline(target["frechet"], linestyle=":", color="black", label=f"{target['name']}, {target['steps']} steps")
+    axes.set(xlabel="images/s", ylabel="Fréchet distance", xscale="log", yscale="log")
+    axes.legend(fontsize=8)
+    return picture_of(figure)

@@ -42,6 +42,7 @@ class TrainingConfig:
             "min_snr", the noise's with less weight on the cleanest images (`denoiser.training.noise_levels`).
         log_normal_levels: Mean and standard deviation of ln(sigma), the noise levels to train on; None for timesteps
             drawn uniformly.
+        stratified_timesteps: Whether the timesteps of a batch are spread evenly, or drawn independently.
         label_dropout: Share of the labels replaced by the null label, for classifier-free guidance.
         mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device multiplies it natively, else "no".
         channels_last: Whether the channels are innermost in memory, which mixed precision is faster with.
@@ -72,6 +73,7 @@ class TrainingConfig:
     ema_power: float = 2 / 3
     loss_weighting: Literal["prediction", "noise", "min_snr"] = "prediction"
     log_normal_levels: tuple[float, float] | None = None
+    stratified_timesteps: bool = True
     label_dropout: float = 0.1
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = True

@@ -167,7 +167,9 @@ class Distiller(Learner):
         with self.window.timed("data"):
             part = self._draw().part(start, length).to(device)
             images, class_labels = self._batch(part)
-            calls = part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps  # stratified, too
+            calls = (
+                part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps
+            )  # spread as the timesteps are
             starts = self.starts[calls]
             if self.options.own_starts:
                 images = self._led_to(images, class_labels, calls)

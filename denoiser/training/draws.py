@@ -19,7 +19,8 @@ class Draws:
 
     Attributes:
         indices: `(batch,)` positions of the images in the training set.
-        timesteps: `(batch,)`, stratified: one in each of `batch` equal parts of the range, in random order.
+        timesteps: `(batch,)`. Stratified: one in each of `batch` equal parts of the range, in random order; else
+            independent and uniform.
         noise: `(batch, channels, height, width)`, standard normal.
         label_dropped: `(batch,)` booleans: where the label is replaced by the null label.
     """
@@ -47,6 +48,7 @@ def draw(
     num_images: int,
     num_timesteps: int,
     label_dropout: float,
+    stratified_timesteps: bool = True,
 ) -> Draws:
     """Draw for the global batch of one optimizer step.
 
@@ -58,11 +60,13 @@ def draw(
         num_images: Size of the training set; each epoch visits every image once, in its own order.
         num_timesteps: Timesteps are 0 to `num_timesteps - 1`.
         label_dropout: Probability that a label is dropped.
+        stratified_timesteps: Whether the timesteps are stratified, or drawn independently.
     """
     generator = seeded_generator(TRAINING_STEP, seed, step)
     strata = torch.randperm(batch_size, generator=generator)
     offsets = torch.rand(batch_size, generator=generator, dtype=torch.float64)
-    timesteps = ((strata + offsets) / batch_size * num_timesteps).long()
+    places = (strata + offsets) / batch_size if stratified_timesteps else offsets  # in [0, 1)
+    timesteps = (places * num_timesteps).long()
     return Draws(
         indices=_data_order(seed, step * batch_size, batch_size, num_images),
         timesteps=timesteps.clamp(max=num_timesteps - 1),  # against rounding up at the very end

@@ -114,7 +114,7 @@ class Learner:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         with self.window.timed("step"):
-            if not self.model.training:
+            if not self.raw_model.training:  # to ask is cheaper than to tell every layer
                 self.model.train()
             self.skipped = False
             statistics = [buffer.clone() for buffer in self.raw_model.buffers()]  # a batch norm's
@@ -178,6 +178,7 @@ class Learner:
             num_images=len(self.images),
             num_timesteps=self.scheduler.config.num_train_timesteps,
             label_dropout=training.label_dropout,
+            stratified_timesteps=training.stratified_timesteps,
         )
 
     def _backward(self, draws: Draws, micro_step: int) -> Tensor:

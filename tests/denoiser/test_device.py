@@ -1,5 +1,6 @@
 import platform
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +54,11 @@ def test_a_network_compiled_to_draw_predicts_nearly_the_same():
     assert 0 < float((predicted.float() - expected).std() / expected.std()) < 0.03
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they please")
+@pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages are large anyway")
 def test_a_prepared_process_is_not_given_the_same_memory_anew():
     def page_faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

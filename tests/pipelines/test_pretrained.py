@@ -64,6 +64,16 @@ def test_the_sums_are_of_all_files(name):
     assert (folder / "README.md").is_file()
 
 
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_code_on_the_card_draws_with_these_weights(name):
+    code = (pretrained.FOLDER / name / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    named = {}
+    exec(code.replace("batch_size=8", "batch_size=1"), named)
+    steps = own_sampler(named["pipeline"].scheduler)["steps"]
+    (expected,) = load_pretrained(name)(batch_size=1, seed=0, num_inference_steps=steps).images
+    assert named["images"][0].tobytes() == expected.tobytes()
+
+
 def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     shutil.copytree(pretrained.FOLDER, tmp_path / "weights")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")

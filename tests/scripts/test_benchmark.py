@@ -39,10 +39,11 @@ def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
     drawn = [(row["batch_size"], row["steps"], row["name"]) for row in figures["rows"]]
     assert drawn == [*product((4, 8), (1, 2), ("deep", "shallow"))]
     assert (tmp_path / "out" / "sample.md").read_text() in ended.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sample.json", "sample.md", "sample.png"}
 
 
 def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(entries, tmp_path):
-    options = ["--entries", str(entries), "--output_dir", str(tmp_path / "out"), "--images", "64", *DATA]
+    options = ["--entries", str(entries), "--output_dir", str(tmp_path / "out"), *DATA]
     ended = command("scripts/benchmark.py", "train", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| shallow |" in ended.stdout
@@ -51,20 +52,25 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
     again = command("scripts/benchmark.py", "train", *options)
     assert again.stdout == ended.stdout
 
-    ended = command("scripts/benchmark.py", "stock", *options)
+    ended = command("scripts/benchmark.py", "stock", *options, "--images", "99")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "images is 99; a distance is of at least 100" in ended.stderr
+    ended = command("scripts/benchmark.py", "stock", *options, "--images", "100")
     assert ended.returncode == 0, ended.stderr
     stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text())["rows"]
-    assert (stock["name"], stock["steps"], stock["images"]) == ("deep", 1000, 64)
+    assert (stock["name"], stock["steps"], stock["images"]) == ("deep", 1000, 100)
     assert {row["name"] for row in ours} == {"shallow"}
     assert all(row["frechet"] > stock["frechet"] for row in ours[:-1])
     assert ours[-1]["frechet"] <= stock["frechet"] or ours[-1]["steps"] == 50
+    assert (tmp_path / "out" / "stock.png").is_file()
 
 
-def test_the_input_path_is_compared(entries, tmp_path):
-    options = ["--entries", str(entries), "--rounds", "1", "--output_dir", str(tmp_path), *DATA]
+def test_the_input_path_is_compared(tmp_path):
+    options = ["--rounds", "1", "--output_dir", str(tmp_path), *DATA]
     ended = command("scripts/benchmark.py", "data", *options)
     assert ended.returncode == 0, ended.stderr
-    assert "| torchvision, DataLoader, 0 workers |" in ended.stdout
+    assert "| torchvision, DataLoader |" in ended.stdout
+    assert (tmp_path / "data.png").is_file()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +80,13 @@ def test_the_input_path_is_compared(entries, tmp_path):
         ("train --entries nowhere.yaml --output_dir {tmp_path}", "nowhere.yaml"),
         ("train --entries configs/smoke.yaml --output_dir {tmp_path}", "configs/smoke.yaml cannot be read"),
         ("sample --rounds 0 --output_dir {tmp_path}", "rounds is 0; it must be a whole number of at least 1"),
-        ("stock --images 2 --output_dir {tmp_path}", "make them first, with the same options and train"),
+        ("sample --steps [] --output_dir {tmp_path}", "steps is empty; give at least one number"),
+        ("sample --batch_sizes [0] --output_dir {tmp_path}", "batch_sizes is 0; it must be"),
+        ("train --steps [4] --output_dir {tmp_path}", "unknown option 'steps'"),
+        ("data --entries configs/smoke.yaml --output_dir {tmp_path}", "unknown option 'entries'"),
+        ("train --quick --entries configs/smoke.yaml --output_dir {tmp_path}", "give one of them"),
+        ("stock --output_dir {tmp_path}", "make them first, with the same options and train"),
+        ("sample --steps [4,1001] --output_dir {tmp_path}", "1001"),
     ],
 )
 def test_what_cannot_be_measured_ends_in_one_line(error_of, monkeypatch, arguments, message, tmp_path):

@@ -39,6 +39,8 @@ def test_every_entry_of_the_shipped_files_can_be_built(path):
         ("seconds: [1]", "", "cannot be read .*'seconds'"),
         ("seconds: [1]", "seconds: [soon]", "cannot be read .*soon"),
         ("entries:", "entries: [", "cannot be read"),
+        ("baseline: wide", "baseline: [wide]", r"the name \['wide'\] is no text; give one"),
+        ("  narrow:", "  64:", "the name 64 is no text; give one"),
     ],
 )
 def test_a_file_that_is_wrong_is_named(write_field, old, new, message):

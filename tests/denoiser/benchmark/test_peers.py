@@ -23,6 +23,14 @@ def test_a_peer_keeps_the_call_contract_and_can_be_saved(network, tmp_path):
     torch.testing.assert_close(network.from_pretrained(tmp_path).eval()(images, 500).sample, one)
 
 
+def test_smalldiffusion_is_told_the_label():
+    torch.manual_seed(0)
+    model = randomised(SmallDiffusionUNet(num_class_embeds=10))
+    images = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(2, 1, 16, 16)
+    one, other = model(images, 500, class_labels=torch.tensor([3, 4])).sample
+    assert not torch.allclose(one, other)
+
+
 def test_smalldiffusion_is_told_the_noise_level_of_the_timestep():
     model, told = SmallDiffusionUNet().eval(), []
     model.unet.register_forward_pre_hook(lambda module, arguments: told.append(arguments[1]))

@@ -72,10 +72,11 @@ def test_a_speed_is_compared_with_the_baseline_at_the_same_batch_size():
                 "images_per_second": speed,
                 "slowest_round": 1,
                 "fastest_round": 99,
+                "first_round_seconds": 30.25,
             }
             for (name, size), speed in speeds.items()
         ],
         "peer",
     )
-    assert "| ours | 64 | 20 | 50 | 1 | 99 | 5 |" in table
-    assert "| ours | 512 | 20 | 40 | 1 | 99 | 2 |" in table
+    assert "| ours | 64 | 20 | 50 | 1 | 99 | 5 | 30.2 |" in table
+    assert "| ours | 512 | 20 | 40 | 1 | 99 | 2 | 30.2 |" in table

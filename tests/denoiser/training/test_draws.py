@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from denoiser.training.draws import Draws, draw
@@ -56,8 +57,18 @@ def test_timesteps_are_stratified_and_in_random_order():
     assert timesteps.tolist() != timesteps.sort().values.tolist()
 
 
-def test_timesteps_cover_the_whole_range_evenly():
-    timesteps = torch.cat([some_draws(step=step, batch_size=3, num_timesteps=10).timesteps for step in range(2000)])
+def test_timesteps_that_are_not_stratified_fall_where_they_will():
+    counts = [
+        len((some_draws(batch_size=10, step=step, stratified_timesteps=False).timesteps // 100).unique())
+        for step in range(200)
+    ]
+    assert abs(sum(counts) / len(counts) - 10 * (1 - 0.9**10)) < 0.3  # parts of the range that are hit
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_timesteps_cover_the_whole_range_evenly(stratified):
+    options = {"batch_size": 3, "num_timesteps": 10, "stratified_timesteps": stratified}
+    timesteps = torch.cat([some_draws(step=step, **options).timesteps for step in range(2000)])
     counts = timesteps.bincount(minlength=10)
     assert len(counts) == 10
     assert (counts - 600).abs().max() < 100

@@ -97,7 +97,9 @@ def test_the_loss_on_real_images_falls(make_trainer):
     assert losses[-1] < 0.33 * losses[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"loss_weighting": "min_snr"}, {"log_normal_levels": (-1.0, 0.7)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss_weighting": "min_snr"}, {"log_normal_levels": (-1.0, 0.7)}, {"stratified_timesteps": False}]
+)
 def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler, options):
     settings = {
         **options,
@@ -117,7 +119,7 @@ def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler
     average = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.95), weight_decay=0.3)
     for step in range(10):
-        drawn = draw(5, step, 16, (1, 16, 16), len(some_images), 1000, 0.4)
+        drawn = draw(5, step, 16, (1, 16, 16), len(some_images), 1000, 0.4, options.get("stratified_timesteps", True))
         images = some_images.images[drawn.indices].float() / 127.5 - 1
         labels = some_images.labels[drawn.indices]
         labels[drawn.label_dropped] = 10
