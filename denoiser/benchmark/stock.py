@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from denoiser.benchmark.race import PIPELINE, Training
+from denoiser.data import load_fashion_mnist
 from denoiser.device import as_trained, in_best_layout
 from denoiser.evaluation.distances import Moments, frechet_distance
 from denoiser.evaluation.judge import judge_images, load_judge
@@ -46,7 +47,8 @@ def stock_comparison(baseline: Training, others: Sequence[Training], num_images:
         num_images: Images that each distance is of, at least `FEWEST`.
 
     Returns:
-        A row for the baseline, then rows for the others; the last row of each is the first that is as close, if any is.
+        A row for the baseline, with the distance of as many test images, then rows for the others; the last row of
+        each is the first that is as close, if any is.
     """
     if num_images < FEWEST:
         raise ValueError(f"images is {num_images}; a distance is of at least {FEWEST}")
@@ -60,7 +62,9 @@ def stock_comparison(baseline: Training, others: Sequence[Training], num_images:
         images = np.concatenate([stock(size, generator, output_type="np").images for size in sizes])
         return rearrange(torch.from_numpy(images), "b h w c -> b c h w")
 
-    target = _row(baseline, stock.scheduler.config.num_train_timesteps, draw_stock)
+    config, _, _ = baseline.entry.build(baseline.seconds, baseline.seed)
+    floor = _frechet(load_fashion_mnist(config.data.root, "test", 16).images[:num_images])
+    target = _row(baseline, stock.scheduler.config.num_train_timesteps, draw_stock) | {"frechet_floor": floor}
     return [target, *(row for training in others for row in _until_as_close(training, target["frechet"], num_images))]
 
 
@@ -85,13 +89,17 @@ def _row(training: Training, steps: int, draw: Callable[[], Tensor]) -> dict[str
     started = time.perf_counter()
     images = draw()
     seconds = time.perf_counter() - started
-    judge = load_judge()
-    features, _ = judge_images(judge, quantised(images))
     return {
         "name": training.entry.name,
         "trained_seconds": training.seconds,
         "steps": steps,
         "images": len(images),
         "images_per_second": len(images) / seconds,
-        "frechet": frechet_distance(judge.moments("train"), Moments.of(features)),
+        "frechet": _frechet(quantised(images)),
     }
+
+
+def _frechet(images: Tensor) -> float:
+    judge = load_judge()
+    features, _ = judge_images(judge, images)
+    return frechet_distance(judge.moments("train"), Moments.of(features))

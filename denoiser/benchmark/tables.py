@@ -203,7 +203,9 @@ def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     columns = ["network", "seconds of training", "steps", "Fréchet distance", "images/s", "ratio"]
-    return f"{markdown_table(columns, lines)}\n{target['images']:,} images a row.\n"
+    floor = number(target["frechet_floor"])
+    images = f"{target['images']:,} images a row; the floor, as many test images, is {floor}."
+    return f"{markdown_table(columns, lines)}\n{images}\n"
 
 
 def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
@@ -214,7 +216,11 @@ def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
         own = [row for row in rows if (row["name"], row["trained_seconds"]) == training]
         speeds, distances = [row["images_per_second"] for row in own], [row["frechet"] for row in own]
         axes.plot(speeds, distances, "o-", label=f"{training[0]}, trained {training[1]:g} s")
-    axes.axhline(target["frechet"], linestyle=":", color="black", label=f"{target['name']}, {target['steps']} steps")
+    for distance, label in (
+        (target["frechet"], f"{target['name']}, {target['steps']} steps"),
+        (target["frechet_floor"], "real test images"),
+    ):
+        axes.axhline(distance, linestyle=":", color="black", label=label)
     axes.set(xlabel="images/s", ylabel="Fréchet distance", xscale="log", yscale="log")
     axes.legend(fontsize=8)
     return picture_of(figure)

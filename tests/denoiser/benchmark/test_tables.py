@@ -52,13 +52,14 @@ def test_a_training_is_compared_with_the_baselines_in_the_same_race_only():
 
 
 def test_speeds_at_equal_distance_are_ratios_to_the_stocks():
-    facts = {"trained_seconds": 10, "images": 64}
+    facts = {"trained_seconds": 10, "images": 64, "frechet_floor": 1}
     rows = [
         {"name": name, "steps": steps, "frechet": 3, "images_per_second": speed, **facts}
         for name, steps, speed in (("peer", 1000, 0.5), ("ours", 8, 200))
     ]
     assert "| peer in the stock DDPMPipeline | 10 | 1000 | 3 | 0.5 | 1 |" in stock_table(rows)
     assert "| ours | 10 | 8 | 3 | 200 | 400 |" in stock_table(rows)
+    assert "the floor, as many test images, is 1." in stock_table(rows)
 
 
 def test_a_speed_is_compared_with_the_baseline_at_the_same_batch_size():
