@@ -178,9 +178,16 @@ def speed_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
         )
         slowest, fastest = row["slowest_round"], row["fastest_round"]
         axes.barh(place, fastest - slowest, left=slowest, color="C0", alpha=0.4)
-        axes.plot(row["images_per_second"], place, "o", color="C0")
+        median = row["images_per_second"]
+        axes.plot(median, place, "o", color="C0")
+        axes.annotate(
+            number(median), (median, place), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
+        )
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set(xlabel="images/s", xscale="log")
+    axes.tick_params(axis="x", which="minor", labelbottom=False)  # the dots have their numbers
+    axes.use_sticky_edges = False
+    axes.margins(0.1)
     return picture_of(figure)
 
 
@@ -216,11 +223,8 @@ def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
         own = [row for row in rows if (row["name"], row["trained_seconds"]) == training]
         speeds, distances = [row["images_per_second"] for row in own], [row["frechet"] for row in own]
         axes.plot(speeds, distances, "o-", label=f"{training[0]}, trained {training[1]:g} s")
-    for distance, label in (
-        (target["frechet"], f"{target['name']}, {target['steps']} steps"),
-        (target["frechet_floor"], "real test images"),
-    ):
-        axes.axhline(distance, linestyle=":", color="black", label=label)
+    axes.axhline(target["frechet"], linestyle="--", color="C0", label=f"{target['name']}, {target['steps']} steps")
+    axes.axhline(target["frechet_floor"], linestyle=":", color="black", label="real test images")
     axes.set(xlabel="images/s", ylabel="Fréchet distance", xscale="log", yscale="log")
     axes.legend(fontsize=8)
     return picture_of(figure)
