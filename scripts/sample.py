@@ -38,7 +38,7 @@ def build_parser() -> Parser:
     add_sampling_arguments(parser, SamplingConfig)
     parser.add_argument("--seeds", type=str | None, help="a seed an image, in the place of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")
-    parser.add_argument("--compile", action="store_true", help="compile first, which pays from some thousands of images on")
+    parser.add_argument("--compile", action="store_true", help="compile first, which pays from thousands of images on")
     parser.add_argument("--interpolate", action="store_true", help="the images between two seeds, such as --seeds 3,17")
     parser.add_argument("--output", type=str, default="samples.png", help="PNG of the grid")
     parser.add_argument("--columns", type=int | None, help="images in a row of the grid")
