@@ -167,9 +167,8 @@ class Distiller(Learner):
         with self.window.timed("data"):
             part = self._draw().part(start, length).to(device)
             images, class_labels = self._batch(part)
-            calls = (
-                part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps
-            )  # spread as the timesteps are
+            # spread over the calls as the timesteps are over their range
+            calls = part.timesteps * len(self.starts) // self.scheduler.config.num_train_timesteps
             starts = self.starts[calls]
             if self.options.own_starts:
                 images = self._led_to(images, class_labels, calls)
