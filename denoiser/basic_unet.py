@@ -174,10 +174,10 @@ class BasicUNet(ModelMixin, ConfigMixin):
         vector = self.dense_emb(self.to_vec(down2))  # (b, 1024)
         x = self._run(self.up0, vector)  # (b, 64, 4, 4)
         if self.config.time_conditioning:
-            x = x + self.time1(timesteps, self.dtype)
+            x = x + self.time1(timesteps, sample.dtype)
         x = self._run(self.up1, x, down2)  # (b, 32, 8, 8)
         if self.config.time_conditioning:
-            x = x + self.time2(timesteps, self.dtype)
+            x = x + self.time2(timesteps, sample.dtype)
         x = self._run(self.up2, x, down1)  # (b, 16, 16, 16)
         prediction = self.out(x)  # (b, 1, 16, 16)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

@@ -200,7 +200,7 @@ class UNet(ModelMixin, ConfigMixin):
             raise ValueError(f"sample is {tuple(sample.shape)}; expected (batch, {self.config.in_channels}, h, w)")
         self._check_size(*sample.shape[2:])
 
-        emb = self._embed(batched_timestep(timestep, sample), class_labels)  # (b, embedding_channels)
+        emb = self._embed(batched_timestep(timestep, sample), class_labels, sample.dtype)  # (b, embedding_channels)
         x = self.stem(space_to_depth(sample, self.config.patch_size))  # (b, widths[0], h / patch, w / patch)
         skips: list[Tensor] = []
         for level in self.encoder:
@@ -212,9 +212,9 @@ class UNet(ModelMixin, ConfigMixin):
         prediction = depth_to_space(self.head(x), self.config.patch_size)  # (b, out_channels, h, w)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _embed(self, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _embed(self, timesteps: Tensor, class_labels: Tensor | None, dtype: torch.dtype) -> Tensor:
         emb = sinusoidal_embedding(timesteps, self.config.block_out_channels[0])
-        emb = self.time_embedding(emb.to(self.dtype))
+        emb = self.time_embedding(emb.to(dtype))
         if self.label_embedding is not None:
             emb = emb + self.label_embedding(class_labels, len(timesteps))
         elif class_labels is not None:

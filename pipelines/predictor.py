@@ -79,6 +79,7 @@ class Predictor:
                 f"guidance_scale is {guidance.scale}, and {type(unet).__name__} has no null label; leave it at 1"
             )
         self.unet = unet
+        self.dtype = unet.dtype  # once, for diffusers goes through all the weights to find it
         self.scheduler = scheduler
         self.classes = classes
         self.guidance = guidance
@@ -91,7 +92,7 @@ class Predictor:
             noisy: As the training saw them: image and noise with powers that sum to one.
             timestep: Training timestep: a scalar, or `(batch,)`, of which an interval of guidance goes by the first.
         """
-        noisy, timesteps = noisy.to(self.unet.dtype), batched_timestep(timestep, noisy)
+        noisy, timesteps = noisy.to(self.dtype), batched_timestep(timestep, noisy)
         size = self.call_size or len(noisy)
         parts = []
         for start in range(0, len(noisy), size):
