@@ -14,7 +14,7 @@ from denoiser.benchmark.entries import Field, read_field
 from denoiser.benchmark.machine import processor
 from denoiser.benchmark.race import Training, race
 from denoiser.benchmark.speed import TORCHVISION, feeding_speeds, sampling_speeds
-from denoiser.benchmark.stock import longest_of, stock_comparison
+from denoiser.benchmark.drawing import longest_of, stock_comparison
 from denoiser.benchmark.tables import (
     reach_table,
     speed_plot,

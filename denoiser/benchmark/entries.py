@@ -28,7 +28,7 @@ _ASIDE_IN_TRAINING = ("log_every", "sample_every", "evaluate_every", "checkpoint
 _CODE_ASIDE = (
     *("evaluation/plots.py", "evaluation/markdown.py", "evaluation/writing.py", "training/card.py"),
     *("training/tracking.py", "training/checkpoint.py", "training/run_folder.py"),
-    *("benchmark/tables.py", "benchmark/stock.py", "benchmark/speed.py"),
+    *("benchmark/tables.py", "benchmark/drawing.py", "benchmark/speed.py", "benchmark/profile.py"),
 )
 _PACKAGES = (
     *("torch", "diffusers", "accelerate", "einops", "torchvision"),
