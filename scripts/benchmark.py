@@ -10,13 +10,18 @@ from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
+from denoiser.benchmark.drawing import longest_of, sampler_comparison, stock_comparison
 from denoiser.benchmark.entries import Field, read_field
 from denoiser.benchmark.machine import processor
+from denoiser.benchmark.profile import profiles
 from denoiser.benchmark.race import Training, race
 from denoiser.benchmark.speed import TORCHVISION, feeding_speeds, sampling_speeds
-from denoiser.benchmark.drawing import longest_of, stock_comparison
 from denoiser.benchmark.tables import (
+    profile_plot,
+    profile_table,
     reach_table,
+    sampler_plot,
+    sampler_table,
     speed_plot,
     speed_table,
     stock_plot,
@@ -30,11 +35,14 @@ from denoiser.cli import Parser, run
 from denoiser.device import must_use_cpu, prepare_cpu
 from denoiser.files import atomic_path, check_writable
 
+SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "unipc", "ddim"]
 NETWORKS, QUICK = "configs/benchmark/networks.yaml", "configs/benchmark/quick.yaml"
 WHAT = {
     "train": "quality after some seconds of training",
     "sample": "speed of drawing",
     "stock": "after train: speed of drawing at the quality of the baseline in the stock DDPMPipeline",
+    "samplers": "after train: quality with each sampler",
+    "profile": "where the time of a training step and of a forward pass goes",
     "data": "speed of the input path",
 }
 BAR = "training {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left, and the judging"
@@ -69,6 +77,14 @@ def what_parser(what: str) -> Parser:
             parser.add_argument("--compile", action="store_true", help="measure each network compiled, too")
         case "stock":
             parser.add_argument("--images", type=int, default=512, help="images that a distance is of")
+        case "samplers":
+            parser.add_argument("--samplers", type=list[str], default=SAMPLERS, help="names of samplers")
+            parser.add_argument("--steps", type=list[int], default=[20], help="steps of each: [10,20]")
+            parser.add_argument("--seconds", type=float, default=300, help="of the trainings to draw from")
+            parser.add_argument("--images", type=int, default=2048, help="images that a distance is of")
+        case "profile":
+            parser.add_argument("--name", type=str, default="UNet", help="which of the entries")
+            parser.add_argument("--batch_sizes", type=list[int], default=[64, 512], help="images in a forward pass")
         case "data":
             parser.add_argument("--rounds", type=int, default=3, help="turns that count")
     return parser
@@ -81,6 +97,15 @@ def field_of(options: Any) -> Field:
     return read_field(Path(options.entries or (QUICK if options.quick else NETWORKS)), options.data_root)
 
 
+def check_numbers(**options: list[int]) -> None:
+    """Raise `ValueError` if a list is empty, or one of its numbers is not positive."""
+    for name, numbers in options.items():
+        if not numbers:
+            raise ValueError(f"{name} is empty; give at least one number")
+        for number in numbers:
+            check_positive(**{name: number})
+
+
 def all_trainings(field: Field, seeds: int, folder: Path) -> list[Training]:
     """Return every training that a file asks for."""
     return [
@@ -89,6 +114,11 @@ def all_trainings(field: Field, seeds: int, folder: Path) -> list[Training]:
         for seconds in entry.seconds
         for seed in range(seeds)
     ]
+
+
+def finished_trainings(field: Field, folder: Path) -> list[Training]:
+    """Return the trainings of the first seed that were made."""
+    return [training for training in all_trainings(field, 1, folder) if training.result is not None]
 
 
 def train(options: Any, folder: Path) -> Figures:
@@ -107,11 +137,7 @@ def train(options: Any, folder: Path) -> Figures:
 def sample(options: Any, folder: Path) -> Figures:
     """Measure how fast the entries' networks draw."""
     check_positive(rounds=options.rounds)
-    for name in ("steps", "batch_sizes"):
-        if not options[name]:
-            raise ValueError(f"{name} is empty; give at least one number")
-        for count in options[name]:
-            check_positive(**{name: count})
+    check_numbers(steps=options.steps, batch_sizes=options.batch_sizes)
     field = field_of(options)
     entries = list(field.entries.values())
     rows = sampling_speeds(entries, options.batch_sizes, options.steps, options.rounds, options.compile)
@@ -121,11 +147,37 @@ def sample(options: Any, folder: Path) -> Figures:
 def stock(options: Any, folder: Path) -> Figures:
     """Compare the finished trainings with the baseline's longest in the stock pipeline."""
     field = field_of(options)
-    finished = [training for training in all_trainings(field, 1, folder) if training.result is not None]
+    finished = finished_trainings(field, folder)
     baseline = longest_of(field.baseline, finished)
     others = [training for training in finished if training.entry.name != field.baseline]
     rows = stock_comparison(baseline, others, options.images)
     return rows, stock_table(rows), stock_plot(rows)
+
+
+def samplers(options: Any, folder: Path) -> Figures:
+    """Compare samplers on the finished trainings of one length."""
+    check_numbers(steps=options.steps)
+    if not options.samplers:
+        raise ValueError("samplers is empty; name at least one")
+    field = field_of(options)
+    finished = finished_trainings(field, folder)
+    if not (chosen := [training for training in finished if training.seconds == options.seconds]):
+        lengths = ", ".join(f"{seconds:g}" for seconds in sorted({training.seconds for training in finished}))
+        raise ValueError(
+            f"no training of seconds {options.seconds:g} is here, only of {lengths or 'none'}; make it, with train"
+        )
+    rows = sampler_comparison(chosen, options.samplers, options.steps, options.images)
+    return rows, sampler_table(rows, field.baseline), sampler_plot(rows)
+
+
+def profile(options: Any, folder: Path) -> Figures:
+    """Measure what one network spends its time on."""
+    check_numbers(batch_sizes=options.batch_sizes)
+    field = field_of(options)
+    if options.name not in field.entries:
+        raise ValueError(f"name is '{options.name}'; the entries are {', '.join(field.entries)}")
+    rows = profiles(field.entries[options.name], options.batch_sizes)
+    return rows, profile_table(rows), profile_plot(rows)
 
 
 def data(options: Any, folder: Path) -> Figures:
@@ -135,7 +187,14 @@ def data(options: Any, folder: Path) -> Figures:
     return rows, speed_table(rows, TORCHVISION), speed_plot(rows)
 
 
-MEASURE = {"train": train, "sample": sample, "stock": stock, "data": data}
+MEASURE = {
+    "train": train,
+    "sample": sample,
+    "stock": stock,
+    "samplers": samplers,
+    "profile": profile,
+    "data": data,
+}
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
                 row["name"] + (f", seed {row['seed']}" if seeds else ""),
                 f"{row['parameters']:,}",
                 number(row["operations_per_image"] / 1e6),
-                row["precision"].replace("no", "fp32"),
+                _precision(row),
                 f"{row['seconds']:g}",
                 f"{row['steps']:,}",
                 f"{row['images_per_second']:.0f}",
@@ -92,7 +92,7 @@ def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     for name, curve in curves.items():
         seconds = seconds_to(distance, curve)
         if seconds is None:
-            lines.append([name, "not reached", ""])
+            lines.append([name, f"not reached in {max(curve):g}", ""])
         else:
             at_most = "at most " if seconds == min(curve) else ""
             lines.append([name, f"{at_most}{seconds:.0f}", f"{at_most}{number(seconds / longest)}"])
@@ -228,3 +228,92 @@ def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     axes.set(xlabel="images/s", ylabel="Fréchet distance", xscale="log", yscale="log")
     axes.legend(fontsize=8)
     return picture_of(figure)
+
+
+def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
+    """Return the distances by network and sampler as a table; ratios are of the best of each to the baseline's best."""
+    ways = list(dict.fromkeys(_way(row) for row in rows))
+    distances: dict[str, dict[str, float]] = {}
+    for row in rows:
+        distances.setdefault(row["name"], {})[_way(row)] = row["frechet"]
+    lines = []
+    for name, own in distances.items():
+        best = min(own, key=own.__getitem__)
+        other = min(distances[baseline].values()) if baseline in distances else None
+        cells = [f"**{number(own[way])}**" if way == best else number(own[way]) for way in ways]
+        lines.append([name, *cells, number(own[best] / other) if other else ""])
+    table = markdown_table(["network", *ways, "ratio of the best"], lines)
+    seconds, images, floor = rows[0]["trained_seconds"], rows[0]["images"], number(rows[0]["frechet_floor"])
+    return (
+        f"{table}\nFréchet distance of {images:,} images, after {seconds:g} s of training. The floor, "
+        f"as many test images, is {floor}.\n"
+    )
+
+
+def sampler_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw a line for each network, with the distance of each sampler a dot on it."""
+    figure, axes = new_figure()
+    names = list(dict.fromkeys(row["name"] for row in reversed(rows)))
+    for way in dict.fromkeys(_way(row) for row in rows):
+        own = [row for row in rows if _way(row) == way]
+        axes.plot([row["frechet"] for row in own], [names.index(row["name"]) for row in own], "o", label=way, alpha=0.7)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.axvline(rows[0]["frechet_floor"], linestyle=":", color="black", label="real test images")
+    axes.set(xlabel="Fréchet distance", xscale="log")
+    axes.grid(axis="y", alpha=0.3)
+    axes.margins(0.1)
+    axes.legend(fontsize=8)
+    return picture_of(figure)
+
+
+def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return where the time of each pass goes, and its convolutions by shape."""
+    passes = [_pass(row) for row in rows]
+    lines = [[kind, *(_milliseconds(row["kinds"][kind], row) for row in rows)] for kind in rows[0]["kinds"]]
+    lines.append(["with the profiler", *(_milliseconds(row["profiled_seconds"], row) for row in rows)])
+    lines.append(["without", *(f"{row['seconds'] * 1e3:.2f} ms" for row in rows)])
+    lines.append(["share of bf16 peak", *(f"{row['share_of_peak']:.0%}" for row in rows)])
+    network = f"{rows[0]['name']}, {_precision(rows[0])}, without the sampler"
+    parts = [f"{network}:\n\n{markdown_table(['', *passes], lines)}"]
+    for row, name in zip(rows, passes, strict=True):
+        convolutions = []
+        for convolution in row["convolutions"]:
+            calls, seconds = convolution["calls"], convolution["seconds"] / convolution["calls"]
+            speed = convolution["operations"] / seconds
+            share = f"{speed / row['bf16_matmul_peak']:.0%}"
+            words = convolution["convolution"], convolution["direction"]
+            convolutions.append([*words, f"{calls:.0f}", f"{seconds * 1e6:.0f}", f"{speed / 1e9:.0f}", share])
+        columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of bf16 peak"]
+        parts.append(f"Convolutions in a {name}:\n\n{markdown_table(columns, convolutions)}")
+    return "\n".join(parts)
+
+
+def profile_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Draw a bar for each pass, made up of the shares of the kinds of operation."""
+    figure, axes = new_figure()
+    for place, row in enumerate(reversed(rows)):
+        left = 0.0
+        for color, (kind, seconds) in enumerate(row["kinds"].items()):
+            share = seconds / row["profiled_seconds"]
+            axes.barh(place, share, left=left, color=f"C{color}", label=None if place else kind)
+            left += share
+    axes.set_yticks(range(len(rows)), [_pass(row) for row in reversed(rows)], fontsize=8)
+    axes.set(xlabel="share of the time with the profiler")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return picture_of(figure)
+
+
+def _milliseconds(seconds: float, row: Mapping[str, Any]) -> str:
+    return f"{seconds * 1e3:.2f} ms, {seconds / row['profiled_seconds']:.0%}"
+
+
+def _precision(row: Mapping[str, Any]) -> str:
+    return str(row["precision"]).replace("no", "fp32")
+
+
+def _pass(row: Mapping[str, Any]) -> str:
+    return f"{row['pass']}, batch {row['batch_size']}"
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    return f"{row['sampler']}, {row['steps']} steps"

@@ -52,6 +52,14 @@ def test_diffusers_other_schedulers_work_too(name):
     assert draw(pipeline, num_inference_steps=5).isfinite().all()
 
 
+def test_a_network_whose_weights_are_stored_in_eight_bits_draws_about_the_same():
+    unet = tiny_unet()
+    expected = draw(make_pipeline(unet))
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert unet.stem.weight.dtype == torch.float8_e4m3fn
+    assert (draw(make_pipeline(unet)) - expected).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_it_draws_what_diffusers_stock_pipeline_draws(prediction_type):
     unet, scheduler = tiny_unet(num_class_embeds=None), DDPMScheduler(prediction_type=prediction_type)

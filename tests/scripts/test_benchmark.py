@@ -54,7 +54,7 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
 
     ended = command("scripts/benchmark.py", "stock", *options, "--images", "99")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "images is 99; a distance is of at least 100" in ended.stderr
+    assert "images is 99; a distance is of at least 100 and at most 10000" in ended.stderr
     ended = command("scripts/benchmark.py", "stock", *options, "--images", "100")
     assert ended.returncode == 0, ended.stderr
     stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text())["rows"]
@@ -63,6 +63,33 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
     assert all(row["frechet"] > stock["frechet"] for row in ours[:-1])
     assert ours[-1]["frechet"] <= stock["frechet"] or ours[-1]["steps"] == 50
     assert (tmp_path / "out" / "stock.png").is_file()
+
+    sampled = ["--samplers", "[ddim,sde-dpmsolver++]", "--steps", "[2]", "--images", "100", "--seconds", "1"]
+    ended = command("scripts/benchmark.py", "samplers", *options, *sampled)
+    assert ended.returncode == 0, ended.stderr
+    drawn = json.loads((tmp_path / "out" / "samplers.json").read_text())["rows"]
+    assert [(row["name"], row["sampler"]) for row in drawn] == [
+        *product(("deep", "shallow"), ("ddim", "sde-dpmsolver++"))
+    ]
+    assert len({row["frechet"] for row in drawn}) == 4
+    assert (tmp_path / "out" / "samplers.png").is_file()
+    for wrong, message in (
+        (["--samplers", "[ddim,unipcc]"], "unknown scheduler 'unipcc'"),
+        (["--steps", "[2,1001]"], "1001 inference steps"),
+        (["--images", "10001"], "a distance is of at least 100 and at most 10000"),
+        (["--seconds", "300"], "no training of seconds 300 is here, only of 1;"),
+    ):
+        ended = command("scripts/benchmark.py", "samplers", *options, *sampled, *wrong)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert message in ended.stderr
+
+
+def test_a_profile_is_printed_and_written(entries, tmp_path):
+    options = ["--entries", str(entries), "--name", "shallow", "--batch_sizes", "[2]", "--output_dir", str(tmp_path)]
+    ended = command("scripts/benchmark.py", "profile", *options, *DATA)
+    assert ended.returncode == 0, ended.stderr
+    assert "|  | training step, batch 32 | forward pass, batch 2 |" in ended.stdout
+    assert (tmp_path / "profile.png").is_file()
 
 
 def test_the_input_path_is_compared(tmp_path):
@@ -86,6 +113,9 @@ def test_the_input_path_is_compared(tmp_path):
         ("data --entries configs/smoke.yaml --output_dir {tmp_path}", "unknown option 'entries'"),
         ("train --quick --entries configs/smoke.yaml --output_dir {tmp_path}", "give one of them"),
         ("stock --output_dir {tmp_path}", "make them first, with the same options and train"),
+        ("profile --name Unet --output_dir {tmp_path}", "name is 'Unet'; the entries are UNet, UNet2DModel,"),
+        ("profile --batch_sizes [] --output_dir {tmp_path}", "batch_sizes is empty"),
+        ("samplers --samplers [] --output_dir {tmp_path}", "samplers is empty; name at least one"),
         ("sample --steps [4,1001] --output_dir {tmp_path}", "1001"),
     ],
 )

@@ -1,6 +1,15 @@
 import pytest
 
-from denoiser.benchmark.tables import curves_of, reach_table, seconds_to, speed_table, stock_table, train_table
+from denoiser.benchmark.tables import (
+    curves_of,
+    profile_table,
+    reach_table,
+    sampler_table,
+    seconds_to,
+    speed_table,
+    stock_table,
+    train_table,
+)
 
 
 def rows(**by_name):
@@ -81,3 +90,38 @@ def test_a_speed_is_compared_with_the_baseline_at_the_same_batch_size():
     )
     assert "| ours | 64 | 20 | 50 | 1 | 99 | 5 | 30.2 |" in table
     assert "| ours | 512 | 20 | 40 | 1 | 99 | 2 | 30.2 |" in table
+
+
+def test_each_network_is_compared_by_its_best_sampler():
+    facts = {"trained_seconds": 10, "images": 64, "steps": 20, "frechet_floor": 1}
+    rows = [
+        {"name": name, "sampler": sampler, "frechet": distance, **facts}
+        for name, sampler, distance in (
+            ("peer", "ddim", 9),
+            ("peer", "unipc", 8),
+            ("ours", "ddim", 2),
+            ("ours", "unipc", 4),
+        )
+    ]
+    table = sampler_table(rows, "peer")
+    assert "| network | ddim, 20 steps | unipc, 20 steps | ratio of the best |" in table
+    assert "| peer | 9 | **8** | 1 |" in table
+    assert "| ours | **2** | 4 | 0.25 |" in table
+    assert "| ours | **2** | 4 |  |" in sampler_table(rows[2:], "peer")
+
+
+def test_a_profile_says_what_share_of_a_pass_each_kind_takes():
+    convolution = {"convolution": "3x3", "direction": "forward", "calls": 2, "seconds": 2e-3, "operations": 1e8}
+    row = {"name": "net", "precision": "no", "pass": "forward pass", "batch_size": 4, "share_of_peak": 0.3}
+    row |= {"seconds": 0.008, "profiled_seconds": 0.01, "kinds": {"convolution": 0.004, "the rest": 0.006}}
+    table = profile_table([row | {"bf16_matmul_peak": 4e11, "convolutions": [convolution]}])
+    assert "net, fp32, without the sampler" in table
+    assert "| convolution | 4.00 ms, 40% |" in table
+    assert "| with the profiler | 10.00 ms, 100% |" in table
+    assert "| without | 8.00 ms |" in table
+    assert "| share of bf16 peak | 30% |" in table
+    assert "| 3x3 | forward | 2 | 1000 | 100 | 25% |" in table
+
+
+def test_a_distance_that_is_not_reached_is_told_with_the_length_of_the_training():
+    assert "| ours | not reached in 10 |  |" in reach_table(rows(peer={100: 8}, ours={10: 9}), "peer")
