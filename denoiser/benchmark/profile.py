@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from statistics import fmean
+from operator import itemgetter
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ def profiles(entry: Entry, batch_sizes: Sequence[int]) -> list[dict[str, Any]]:
         batch_sizes: Images in a forward pass.
 
     Returns:
-        A row for each pass: "seconds" without the profiler, "profiled_seconds" with it, which "kinds" sum up to, and
-        "convolutions" by shape.
+        A row for each pass: "seconds" without the profiler, the median of some; and of the fastest of some with it
+        "profiled_seconds", the "kinds" that sum up to them, and "convolutions" by shape.
 
     Raises:
         ValueError: If the network is not on the CPU, or is compiled.
@@ -73,15 +74,14 @@ def _profile(run: Callable[[], object], batch_size: int, operations_per_image: i
     for _ in range(WARM_UP):
         run()
     peaks = [matmul_speed()]
-    seconds = _seconds(run)
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-        profiled_seconds = _seconds(run)
+    seconds = median(_seconds(run) for _ in range(PASSES))
+    profiled_seconds, profiler = min((_profiled(run) for _ in range(PASSES)), key=itemgetter(0))
     peaks.append(matmul_speed())
     kinds = dict.fromkeys(KINDS, 0.0)
     for operation in profiler.key_averages():
         name = operation.key.lower()
         kind = next(kind for kind, parts in KINDS.items() if any(part in name for part in parts))
-        kinds[kind] += operation.self_cpu_time_total / 1e6 / PASSES
+        kinds[kind] += operation.self_cpu_time_total / 1e6
     kinds[OUTSIDE] = profiled_seconds - sum(kinds.values())
     return {
         "batch_size": batch_size,
@@ -95,11 +95,16 @@ def _profile(run: Callable[[], object], batch_size: int, operations_per_image: i
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """Return the mean seconds of a pass."""
     started = time.perf_counter()
-    for _ in range(PASSES):
-        run()
-    return (time.perf_counter() - started) / PASSES
+    run()
+    return time.perf_counter() - started
+
+
+def _profiled(run: Callable[[], object]) -> tuple[float, torch.profiler.profile]:
+    """Profile one pass: of several the profiler would keep so much between the maps that these take new memory."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        seconds = _seconds(run)
+    return seconds, profiler
 
 
 def _convolutions(events: Sequence[FunctionEvent]) -> list[dict[str, Any]]:
@@ -110,8 +115,8 @@ def _convolutions(events: Sequence[FunctionEvent]) -> list[dict[str, Any]]:
             direction = "backward" if event.name.endswith("backward") else "forward"
             words, operations = _described(event, direction == "backward")
             row = rows.setdefault((words, direction), {"calls": 0, "seconds": 0.0, "operations": operations})
-            row["calls"] += 1 / PASSES
-            row["seconds"] += event.cpu_time_total / 1e6 / PASSES
+            row["calls"] += 1
+            row["seconds"] += event.cpu_time_total / 1e6
     described = [{"convolution": words, "direction": direction, **row} for (words, direction), row in rows.items()]
     return sorted(described, key=lambda row: -row["seconds"])
 

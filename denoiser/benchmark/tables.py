@@ -282,7 +282,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
             speed = convolution["operations"] / seconds
             share = f"{speed / row['bf16_matmul_peak']:.0%}"
             words = convolution["convolution"], convolution["direction"]
-            convolutions.append([*words, f"{calls:.0f}", f"{seconds * 1e6:.0f}", f"{speed / 1e9:.0f}", share])
+            convolutions.append([*words, str(calls), f"{seconds * 1e6:.0f}", f"{speed / 1e9:.0f}", share])
         columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of bf16 peak"]
         parts.append(f"Convolutions in a {name}:\n\n{markdown_table(columns, convolutions)}")
     return "\n".join(parts)
