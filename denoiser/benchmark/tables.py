@@ -236,10 +236,10 @@ def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     distances: dict[str, dict[str, float]] = {}
     for row in rows:
         distances.setdefault(row["name"], {})[_way(row)] = row["frechet"]
+    other = min(distances[baseline].values()) if baseline in distances else None
     lines = []
     for name, own in distances.items():
         best = min(own, key=own.__getitem__)
-        other = min(distances[baseline].values()) if baseline in distances else None
         cells = [f"**{number(own[way])}**" if way == best else number(own[way]) for way in ways]
         lines.append([name, *cells, number(own[best] / other) if other else ""])
     table = markdown_table(["network", *ways, "ratio of the best"], lines)
@@ -251,7 +251,7 @@ def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 
 def sampler_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw a line for each network, with the distance of each sampler a dot on it."""
+    """Draw the distance of each network with each sampler as a dot; a row is a network, a colour a sampler."""
     figure, axes = new_figure()
     names = list(dict.fromkeys(row["name"] for row in reversed(rows)))
     for way in dict.fromkeys(_way(row) for row in rows):
