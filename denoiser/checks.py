@@ -24,6 +24,13 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} is {count}; it must be at most {LARGEST}")
 
 
+def check_between(least: int, most: int, **numbers: int) -> None:
+    """Raise `ValueError` for the first of the named numbers that is not from `least` to `most`."""
+    for name, number in numbers.items():
+        if not least <= number <= most:
+            raise ValueError(f"{name} is {number}; it must be from {least} to {most}")
+
+
 def check_seed(seed: int) -> None:
     """Raise `ValueError` if a seed is negative or longer than PyTorch's 64 bits."""
     if not 0 <= seed < 2**64:

@@ -2,11 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import patch_environment
 from PIL import Image
 from tqdm import tqdm
 
@@ -66,7 +68,7 @@ def what_parser(what: str) -> Parser:
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     if what != "data":
         parser.add_argument("--entries", type=str | None, help=f"file of what is compared (default: {NETWORKS})")
-        parser.add_argument("--quick", action="store_true", help=f"{QUICK}: two networks, four minutes each")
+        parser.add_argument("--quick", action="store_true", help=f"{QUICK}: two networks, trained for four minutes")
     match what:
         case "train":
             parser.add_argument("--seeds", type=int, default=1, help="trainings of each entry and length")
@@ -80,7 +82,7 @@ def what_parser(what: str) -> Parser:
         case "samplers":
             parser.add_argument("--samplers", type=list[str], default=SAMPLERS, help="names of samplers")
             parser.add_argument("--steps", type=list[int], default=[20], help="steps of each: [10,20]")
-            parser.add_argument("--seconds", type=float, default=300, help="of the trainings to draw from")
+            parser.add_argument("--seconds", type=float | None, help="of the trainings to draw from; default: the most")
             parser.add_argument("--images", type=int, default=2048, help="images that a distance is of")
         case "profile":
             parser.add_argument("--name", type=str, default="UNet", help="which of the entries")
@@ -117,8 +119,16 @@ def all_trainings(field: Field, seeds: int, folder: Path) -> list[Training]:
 
 
 def finished_trainings(field: Field, folder: Path) -> list[Training]:
-    """Return the trainings of the first seed that were made."""
-    return [training for training in all_trainings(field, 1, folder) if training.result is not None]
+    """Return the trainings of the first seed that were made; `ValueError` if there are none."""
+    finished = [training for training in all_trainings(field, 1, folder) if training.result is not None]
+    if not finished:
+        raise ValueError(f"no training is in {folder}; make them first, with the same options and train")
+    return finished
+
+
+def with_bar(rows: Iterable[dict[str, Any]], count: int | None = None) -> list[dict[str, Any]]:
+    """Collect rows as they are drawn, with a bar of them; without one if there is an error before the first."""
+    return [*tqdm(rows, desc="drawing", total=count, unit="row", delay=0.1)]
 
 
 def train(options: Any, folder: Path) -> Figures:
@@ -140,7 +150,9 @@ def sample(options: Any, folder: Path) -> Figures:
     check_numbers(steps=options.steps, batch_sizes=options.batch_sizes)
     field = field_of(options)
     entries = list(field.entries.values())
-    rows = sampling_speeds(entries, options.batch_sizes, options.steps, options.rounds, options.compile)
+    # What was compiled for an earlier measurement would cost nothing in this one.
+    with TemporaryDirectory() as empty, patch_environment(torchinductor_cache_dir=empty):
+        rows = sampling_speeds(entries, options.batch_sizes, options.steps, options.rounds, options.compile)
     return rows, speed_table(rows, field.baseline), speed_plot(rows)
 
 
@@ -150,7 +162,9 @@ def stock(options: Any, folder: Path) -> Figures:
     finished = finished_trainings(field, folder)
     baseline = longest_of(field.baseline, finished)
     others = [training for training in finished if training.entry.name != field.baseline]
-    rows = stock_comparison(baseline, others, options.images)
+    if not others:
+        raise ValueError(f"all trainings in {folder} are of '{field.baseline}'; make others to compare, with train")
+    rows = with_bar(stock_comparison(baseline, others, options.images))
     return rows, stock_table(rows), stock_plot(rows)
 
 
@@ -161,12 +175,14 @@ def samplers(options: Any, folder: Path) -> Figures:
         raise ValueError("samplers is empty; name at least one")
     field = field_of(options)
     finished = finished_trainings(field, folder)
-    if not (chosen := [training for training in finished if training.seconds == options.seconds]):
-        lengths = ", ".join(f"{seconds:g}" for seconds in sorted({training.seconds for training in finished}))
-        raise ValueError(
-            f"no training of seconds {options.seconds:g} is here, only of {lengths or 'none'}; make it, with train"
-        )
-    rows = sampler_comparison(chosen, options.samplers, options.steps, options.images)
+    lengths = sorted({training.seconds for training in finished})
+    seconds = max(lengths) if options.seconds is None else options.seconds
+    if seconds not in lengths:
+        there = ", ".join(f"{length:g}" for length in lengths)
+        raise ValueError(f"seconds is {seconds:g}; the trainings that are here are of {there}")
+    chosen = [training for training in finished if training.seconds == seconds]
+    drawn = sampler_comparison(chosen, options.samplers, options.steps, options.images)
+    rows = with_bar(drawn, len(chosen) * len(options.samplers) * len(options.steps))
     return rows, sampler_table(rows, field.baseline), sampler_plot(rows)
 
 

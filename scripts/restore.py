@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from denoiser.checks import check_positive, check_seed
+from denoiser.checks import check_between, check_positive, check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.device import in_best_layout, prepare_cpu
@@ -149,8 +149,7 @@ def read_mask(path: str | None, hole: int | None, shape: tuple[int, int, int]) -
             raise ValueError(f"{path} has {len(masks)} masks; give one, for all images")
         return (masks < 128).float()
     assert hole is not None
-    if not 1 <= hole <= min(height, width):
-        raise ValueError(f"hole is {hole}; it must be from 1 to {min(height, width)} pixels")
+    check_between(1, min(height, width), hole=hole)
     known = torch.ones(1, 1, height, width)
     top, left = (height - hole) // 2, (width - hole) // 2
     known[:, :, top : top + hole, left : left + hole] = 0

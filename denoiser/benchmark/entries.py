@@ -24,11 +24,12 @@ from denoiser.training.config import RunConfig, components, settings
 # Settings that decide what is written when and where, not what a training comes to.
 _ASIDE = ("output_dir", "data", "tracking", "resume")
 _ASIDE_IN_TRAINING = ("log_every", "sample_every", "evaluate_every", "checkpoint_every", "checkpoints_kept")
-# Code that a result does not depend on.
+# Code that a result does not depend on: of the evaluation it needs the judge and the distance only.
 _CODE_ASIDE = (
-    *("evaluation/plots.py", "evaluation/markdown.py", "evaluation/writing.py", "training/card.py"),
-    *("training/tracking.py", "training/checkpoint.py", "training/run_folder.py"),
-    *("benchmark/tables.py", "benchmark/drawing.py", "benchmark/speed.py", "benchmark/profile.py"),
+    *(f"evaluation/{name}.py" for name in ("comparison", "config", "drawing", "features", "inputs", "likelihood")),
+    *(f"evaluation/{name}.py" for name in ("markdown", "memorisation", "plots", "report", "restoration", "writing")),
+    *(f"training/{name}.py" for name in ("card", "checkpoint", "distillation", "run_folder", "tracking")),
+    *(f"benchmark/{name}.py" for name in ("drawing", "profile", "speed", "tables")),
 )
 _PACKAGES = (
     *("torch", "diffusers", "accelerate", "einops", "torchvision"),

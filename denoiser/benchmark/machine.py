@@ -12,6 +12,7 @@ from denoiser.checks import pair
 from denoiser.device import num_cores
 
 SIDE, PRODUCTS = 1024, 10
+FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
 
 
 def matmul_speed(dtype: torch.dtype = torch.bfloat16) -> float:

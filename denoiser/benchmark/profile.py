@@ -14,8 +14,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
 from denoiser.benchmark.entries import Entry
-from denoiser.benchmark.machine import matmul_speed, operations_per_image
-from denoiser.benchmark.tables import FORWARDS_IN_A_STEP
+from denoiser.benchmark.machine import FORWARDS_IN_A_STEP, matmul_speed, operations_per_image
 from denoiser.data import load_fashion_mnist
 from denoiser.training.learner import Learner
 from denoiser.training.trainer import start_accelerator

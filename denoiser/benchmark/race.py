@@ -34,6 +34,7 @@ class Training:
         seconds: For how long.
         seed: Of the first weights and of all draws.
         folder: Where its result and its pipeline are, or will be; the name is a hash of all that they depend on.
+        facts: What that is, and the network's "parameters" and "operations" in a forward pass of an image.
     """
 
     entry: Entry

@@ -7,13 +7,13 @@ from typing import Any
 
 from PIL import Image
 
+from denoiser.benchmark.machine import FORWARDS_IN_A_STEP
 from denoiser.benchmark.race import Training
 from denoiser.evaluation.markdown import markdown_table, number
 from denoiser.evaluation.plots import new_figure, picture_of
 
 JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
 CONDITIONS = {"batch_size": "batch", "steps": "steps"}  # of a speed, and what the tables call them
-FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
 
 
 def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ def sampler_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     axes.set(xlabel="Fréchet distance", xscale="log")
     axes.grid(axis="y", alpha=0.3)
     axes.margins(0.1)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # the dots are all over the axes
     return picture_of(figure)
 
 
@@ -308,7 +308,7 @@ def _milliseconds(seconds: float, row: Mapping[str, Any]) -> str:
 
 
 def _precision(row: Mapping[str, Any]) -> str:
-    return str(row["precision"]).replace("no", "fp32")
+    return "fp32" if row["precision"] == "no" else str(row["precision"])
 
 
 def _pass(row: Mapping[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from denoiser.checks import check_positive, did_you_mean
+from denoiser.checks import check_between, check_positive, did_you_mean
+from denoiser.evaluation.distances import FEWEST_FOR_FRECHET
 from pipelines import SamplingConfig
 
 SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers")
 OF_DENOISERS = ("guidance", "likelihood", "samplers")  # what images alone, or a distilled network, cannot tell
-
-FEWEST_SWEPT, MOST_SWEPT = 100, 10_000  # no more than the test split has for the floor
+MOST_SWEPT = 10_000  # no more than the test split has for the floor
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class EvaluationConfig(SamplingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(seeds=self.seeds, likelihood_draws=self.likelihood_draws)
-        if not FEWEST_SWEPT <= self.sweep_images <= MOST_SWEPT:
-            raise ValueError(f"sweep_images is {self.sweep_images}; give from {FEWEST_SWEPT} to {MOST_SWEPT}")
+        check_between(FEWEST_FOR_FRECHET, MOST_SWEPT, sweep_images=self.sweep_images)
         for name in self.sections or ():
             if name not in SECTIONS:
                 raise ValueError(

@@ -18,6 +18,7 @@ KERNEL_BLOCK = 1000  # images in each independent estimate of the kernel distanc
 PROJECTIONS = 128
 BLOCKS = 4  # what these `EVALUATION` draws are for: see `comparison` for the others
 MIN_IMAGES = 2 * KERNEL_BLOCK  # that `compare` needs on both sides
+FEWEST_FOR_FRECHET = 100  # images, where only the Fréchet distance is asked for
 
 DISTANCES = ("frechet", "kernel", "sliced_wasserstein")  # 0 is best; the other figures of `compare` are shares
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from denoiser.data import ImageSet
-from denoiser.evaluation.distances import Moments
+from denoiser.evaluation.distances import Moments, frechet_distance
 from denoiser.files import atomic_path
 from denoiser.randomness import JUDGE, seeded_generator
 
@@ -164,6 +164,12 @@ def judge_images(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
         results = [judge(batch.float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
     features, scores = (torch.cat(parts) for parts in zip(*results, strict=True))
     return features, scores.argmax(dim=1)
+
+
+def frechet_to_train(judge: Judge, images: Tensor) -> float:
+    """Return the Fréchet distance of uint8 images `(count, 1, 16, 16)` to all of the train split."""
+    features, _ = judge_images(judge, images)
+    return frechet_distance(judge.moments("train"), Moments.of(features))
 
 
 def accuracy(judge: Judge, images: ImageSet) -> float:

@@ -1,21 +1,23 @@
 """A cheap evaluation of a network while it trains."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 from diffusers import DDPMScheduler
-from torch import Tensor
 
+from denoiser.checks import check_between
 from denoiser.data import CLASS_NAMES, ImageSet
-from denoiser.evaluation.distances import Moments, frechet_distance
-from denoiser.evaluation.judge import IMAGE_SHAPE, judge_images, load_judge
+from denoiser.evaluation.distances import FEWEST_FOR_FRECHET
+from denoiser.evaluation.judge import IMAGE_SHAPE, frechet_to_train, load_judge
 from denoiser.randomness import HELD_OUT, seeded_generator
 from denoiser.training.metrics import loss_by_quarter
 from denoiser.training.objective import denoising_loss
 from denoiser.training.processes import share_out
 from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, quantised
 
-FEWEST, BATCH_SIZE = 100, 256  # images
+BATCH_SIZE = 256
 
 
 class Probe:
@@ -34,13 +36,12 @@ class Probe:
     """
 
     def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int) -> None:
-        if not FEWEST <= count <= len(held_out):
-            raise ValueError(f"evaluation_images is {count}; it must be from {FEWEST} to {len(held_out)}")
+        check_between(FEWEST_FOR_FRECHET, len(held_out), evaluation_images=count)
         self.held_out = ImageSet(held_out.images[:count], held_out.labels[:count], held_out.class_names)
         self.sampling = replace(sampling, num_images=count, batch_size=BATCH_SIZE)
         known = held_out.class_names == CLASS_NAMES and tuple(held_out.images.shape[1:]) == IMAGE_SHAPE
-        self.judge = load_judge() if known else None
-        self.floor = self._frechet(self.held_out.images.cpu()) if known else None
+        self.frechet = partial(frechet_to_train, load_judge()) if known else None
+        self.floor = self.frechet(self.held_out.images.cpu()) if self.frechet else math.nan
 
     def figures(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler | None) -> dict[str, float]:
         """Evaluate on all processes.
@@ -52,17 +53,11 @@ class Probe:
         figures: dict[str, float] = {"evaluation_images": len(self.held_out)}
         if scheduler is not None:
             figures |= self._held_out_loss(pipeline, scheduler)
-        if self.floor is not None:
+        if self.frechet is not None:
             indices = range(self.sampling.num_images)
             parts = share_out(indices, lambda part: quantised(draw_samples(pipeline, self.sampling, indices=part)))
-            figures["frechet"] = self._frechet(torch.cat(parts))
-            figures["frechet_floor"] = self.floor
+            figures |= {"frechet": self.frechet(torch.cat(parts)), "frechet_floor": self.floor}
         return figures
-
-    def _frechet(self, images: Tensor) -> float:
-        assert self.judge is not None
-        features, _ = judge_images(self.judge, images)
-        return frechet_distance(self.judge.moments("train"), Moments.of(features))
 
     @torch.no_grad()
     def _held_out_loss(self, pipeline: DenoisingPipeline, scheduler: DDPMScheduler) -> dict[str, float]:

@@ -37,7 +37,6 @@ def test_sampling_speeds_are_of_every_network_and_batch_size(field):
     rows = sampling_speeds(list(field.entries.values()), batch_sizes=(1, 2), steps=[1, 2], rounds=1)
     seen = [(row["batch_size"], row["steps"], row["name"]) for row in rows]
     assert seen == [*product((1, 2), (1, 2), ("wide", "narrow"))]
-    assert all(row["slowest_round"] <= row["images_per_second"] <= row["fastest_round"] for row in rows)
 
 
 def test_a_speed_is_of_the_time_that_the_calls_of_the_network_take(field, monkeypatch):

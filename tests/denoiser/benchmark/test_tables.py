@@ -12,7 +12,7 @@ from denoiser.benchmark.tables import (
 )
 
 
-def rows(**by_name):
+def trainings(**by_name):
     return [
         {"name": name, "seconds": seconds, "frechet": distance}
         for name, points in by_name.items()
@@ -34,18 +34,18 @@ def test_the_shortest_training_is_the_answer_where_it_reaches_the_distance_alrea
 
 
 def test_the_distance_to_reach_is_that_of_the_baselines_longest_training():
-    table = reach_table(rows(peer={100: 8, 900: 2}, ours={10: 10, 100: 1}), "peer")
+    table = reach_table(trainings(peer={100: 8, 900: 2}, ours={10: 10, 100: 1}), "peer")
     assert "distance of 2, peer's after 900 s" in table
     assert "| peer | 900 | 1 |" in table
     assert "| ours | 50 | 0.05556 |" in table
 
 
 def test_seeds_count_as_one_training_of_their_mean():
-    assert curves_of([*rows(net={10: 1}), *rows(net={10: 4, 100: 1})]) == {"net": {10: 2, 100: 1}}
+    assert curves_of([*trainings(net={10: 1}), *trainings(net={10: 4, 100: 1})]) == {"net": {10: 2, 100: 1}}
 
 
 def test_the_shortest_training_is_an_upper_bound():
-    assert "| ours | at most 10 | at most 0.1 |" in reach_table(rows(peer={100: 8}, ours={10: 7}), "peer")
+    assert "| ours | at most 10 | at most 0.1 |" in reach_table(trainings(peer={100: 8}, ours={10: 7}), "peer")
 
 
 def test_a_training_is_compared_with_the_baselines_in_the_same_race_only():
@@ -124,4 +124,4 @@ def test_a_profile_says_what_share_of_a_pass_each_kind_takes():
 
 
 def test_a_distance_that_is_not_reached_is_told_with_the_length_of_the_training():
-    assert "| ours | not reached in 10 |  |" in reach_table(rows(peer={100: 8}, ours={10: 9}), "peer")
+    assert "| ours | not reached in 10 |  |" in reach_table(trainings(peer={100: 8}, ours={10: 9}), "peer")

@@ -11,6 +11,7 @@ from denoiser.evaluation.judge import (
     NUM_FEATURES,
     WEIGHTS,
     accuracy,
+    frechet_to_train,
     judge_images,
     load_judge,
     save_judge,
@@ -22,6 +23,10 @@ from tests.conftest import DATA_ROOT
 @pytest.fixture(scope="module")
 def test_images():
     return load_fashion_mnist(DATA_ROOT, "test")
+
+
+def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test_images):
+    assert frechet_to_train(load_judge(), test_images.images) == pytest.approx(0.00993, rel=0.01)
 
 
 def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
