@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
     """Self-attention over all the pixels of a map, beside a shortcut (Ho et al. 2020, appendix B).
 
     Plain products and a softmax, not `scaled_dot_product_attention`: the maps here have 16 to 64 pixels, where the
-    fused kernel's backward pass is the slower one.
+    fused kernel's backward pass is the slower one on a CPU.
 
     Args:
         channels: Channels in and out.
