@@ -24,7 +24,7 @@ def check_positive(**counts: int) -> None:
             raise ValueError(f"{name} is {count}; it must be at most {LARGEST}")
 
 
-def check_between(least: int, most: int, **numbers: int) -> None:
+def check_between(least: float, most: float, **numbers: float) -> None:
     """Raise `ValueError` for the first of the named numbers that is not from `least` to `most`."""
     for name, number in numbers.items():
         if not least <= number <= most:

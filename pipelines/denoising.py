@@ -14,7 +14,7 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
-from denoiser.checks import check_positive, pair
+from denoiser.checks import check_between, check_positive, pair
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.classes import ClassReader, Labels
 from pipelines.guidance import Guidance
@@ -178,8 +178,7 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError(
                 f"eta is {eta}, and {type(self.scheduler).__name__} takes none; use ddim, or leave it at 0"
             )
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}; it must be from 0 to 1")
+        check_between(0, 1, eta=eta)
         return options
 
     def _check_randomness(

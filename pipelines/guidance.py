@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from denoiser.checks import check_between
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -25,8 +27,7 @@ class Guidance:
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
             raise ValueError(f"guidance_scale is {self.scale}; it must be a finite number")
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f"guidance_rescale is {self.rescale}; it must be from 0 to 1")
+        check_between(0, 1, guidance_rescale=self.rescale)
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"guidance_interval is {self.interval}; give the lower noise level first, both 0 or more")
 

@@ -131,14 +131,17 @@ def _drawn(
     if trained_with["channels_last"]:
         in_best_layout(pipeline.unet)
     noise_schedule = pipeline.scheduler.config
-    with as_trained(training.result["precision"], pipeline.device):
-        draw_samples(pipeline, SamplingConfig(num_images=1, steps=min(STEPS)))  # the first call is slow
+    precision = training.result["precision"]
+
+    def draw(config: SamplingConfig) -> Tensor:
+        with as_trained(precision, pipeline.device):
+            return draw_samples(pipeline, config)
+
+    draw(SamplingConfig(num_images=1, steps=min(STEPS)))  # the first call is slow
     for name, steps in ways:
         pipeline.scheduler = make_scheduler(name, noise_schedule)
         config = SamplingConfig(num_images=num_images, steps=steps, scheduler=name, batch_size=BATCH_SIZE)
-        with as_trained(training.result["precision"], pipeline.device):
-            row = _row(judge, training, steps, partial(draw_samples, pipeline, config))
-        yield row | {"sampler": name}
+        yield _row(judge, training, steps, partial(draw, config)) | {"sampler": name}
 
 
 def _row(judge: Judge, training: Training, steps: int, draw: Callable[[], Tensor]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from denoiser.checks import check_divisible, check_positive, check_seed
+from denoiser.checks import check_between, check_divisible, check_positive, check_seed
 from pipelines import SamplingConfig
 
 
@@ -118,9 +118,7 @@ class TrainingConfig:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas are {self.adam_betas}; each must be from 0 to below 1")
-        for name in ("ema_decay", "ema_power", "label_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        check_between(0, 1, ema_decay=self.ema_decay, ema_power=self.ema_power, label_dropout=self.label_dropout)
 
 
 def _check_levels(levels: tuple[float, float] | None) -> None:
