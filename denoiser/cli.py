@@ -1,5 +1,6 @@
 """What all the commands share: a parser whose errors are one line, and an end without a traceback."""
 
+import io
 import logging
 import os
 import re
@@ -54,6 +55,14 @@ class Parser(ArgumentParser):
         """Print one line and exit with status 2."""
         fail(self._one_line(message))
 
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Parse a config file, which is UTF-8 whatever the locale."""
+        try:
+            content = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        return self.parse_string(content, str(path), *args, **kwargs)
+
     def instantiate(self, *args: Any, **kwargs: Any) -> Any:
         """Build what was parsed, as jsonargparse does, with errors of one line."""
         try:
@@ -103,7 +112,7 @@ def fail(message: str) -> NoReturn:
     for name, value in os.environ.items():
         if name.endswith(("_KEY", "_TOKEN", "_PASSWORD")) and len(value) >= SECRET:
             message = message.replace(value, f"${name}")
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
     where = f" (process {rank})" if rank != "0" else ""
     print(f"{Path(sys.argv[0]).name}: error{where}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -111,6 +120,9 @@ def fail(message: str) -> NoReturn:
 
 def run(main: Callable[[], Any]) -> None:
     """Call a command's `main`; what its user got wrong ends in one line and exit status 2, not in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # which letters that the locale lacks would end the command
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s")
     disable_progress_bar()  # diffusers' own, for loading parts that load in a blink
     try:

@@ -10,15 +10,18 @@ from accelerate import PartialState
 from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
 from torch import nn
 
+from denoiser.environment import THREADS, exported
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as <malloc.h> numbers them
 
 
 def must_use_cpu() -> bool:
-    """Return whether there is no accelerator, or `ACCELERATE_USE_CPU` says to leave it alone.
+    """Return whether there is no accelerator, or the environment says to leave it alone.
 
     Accelerate wants to be told: launched as several processes without a GPU, it would run each of them by itself.
     """
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    told = parse_flag_from_env("ACCELERATE_USE_CPU") or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
+    return told or not torch.accelerator.is_available()
 
 
 def multiplies_bf16_natively(device: torch.device) -> bool:
@@ -92,11 +95,13 @@ def prepare_cpu(state: PartialState) -> None:
     """Where a process computes on the CPU, let it use its share of the cores and keep the memory that it frees.
 
     `accelerate launch` alone would give each process one thread, and glibc alone would give megabytes back to the
-    system after each layer, for the system to clear them page by page before the next.
+    system after each layer, for the system to clear them page by page before the next. A number of threads that the
+    user exports is left as it is.
     """
     if state.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-        torch.set_num_threads(max(1, num_cores() // local_processes))
+        if not any(exported().get(name) for name in THREADS):
+            torch.set_num_threads(max(1, num_cores() // local_processes))
         if platform.libc_ver()[0] == "glibc":
             _keep_freed_memory()
 

@@ -1,12 +1,25 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+# What a file system says that has no locks.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def sha256(path: Path) -> str:
@@ -40,6 +53,27 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise type(error)(f"{path} cannot be written ({error.strerror}: {folder}); give another place") from error
+
+
+def locked(path: Path) -> BinaryIO:
+    """Open a file, made if missing, and lock it until it is closed or the process ends, however it ends.
+
+    Where there are no locks, as on Windows and on some network file systems, a warning says so.
+
+    Raises:
+        BlockingIOError: If another has locked it.
+    """
+    file = path.open("ab")
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            file.close()
+            raise
+        logger.warning("%s cannot be locked (%s): see to it that no second run writes there", path, error.strerror)
+    return file
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def check_sums(folder: Path) -> None:
     """Raise an error unless a folder has the files that its SHA256SUMS lists, and no others that would be loaded."""
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(f"{folder / SUMS} is missing; install the package again")
-    lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     sums = dict(line.split("  ")[1::-1] for line in lines if "  " in line)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in LOADED}
     if unlisted := sorted(files - sums.keys()):

@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import patch_environment
 from PIL import Image
 from tqdm import tqdm
@@ -34,8 +33,8 @@ from denoiser.benchmark.tables import (
 )
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, run
-from denoiser.device import must_use_cpu, prepare_cpu
 from denoiser.files import atomic_path, check_writable
+from denoiser.training.processes import start_process
 
 SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "unipc", "ddim"]
 NETWORKS, QUICK = "configs/benchmark/networks.yaml", "configs/benchmark/quick.yaml"
@@ -219,7 +218,7 @@ def main() -> None:
     options = parsed[parsed.what]
     folder = Path(options.output_dir)
     check_writable(folder / f"{parsed.what}.json")
-    prepare_cpu(PartialState(cpu=must_use_cpu()))
+    start_process()
     write(folder, parsed.what, *MEASURE[parsed.what](options, folder))
 
 
@@ -228,7 +227,7 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], page: str,
     figures = {"processor": processor(), "rows": rows}
     for suffix, text in (("json", json.dumps(figures, indent=2) + "\n"), ("md", page)):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     with atomic_path(folder / f"{name}.png") as temporary:
         plot.save(temporary)
     print(f"{page}\n{processor()}\nwritten to {folder / name}.md, .json and .png")

@@ -3,16 +3,14 @@
 accelerate launch scripts/distill.py --config configs/distill.yaml.
 """
 
-import shlex
 import sys
 from dataclasses import fields
 
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
 from denoiser.training import Trainer, start_accelerator
-from denoiser.training.command import train_and_tell
+from denoiser.training.command import train_and_tell, typed_command
 from denoiser.training.distillation import DistillationRun, Distiller, student_of
-from denoiser.training.processes import check_launch
 from pipelines import find_pipeline
 
 
@@ -30,15 +28,13 @@ def main() -> None:
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
     accelerator = start_accelerator(config)
-    check_launch(accelerator.num_processes)
     teacher = find_pipeline(config.distillation.teacher)
     model, scheduler = student_of(teacher)
     size = model.config.sample_size
     with accelerator.main_process_first():
         images, held_out = (load_fashion_mnist(config.data.root, split, size) for split in ("train", "test"))
     learner = Distiller(config.distillation, teacher, config.training, model, scheduler, accelerator, images)
-    command = shlex.join(["accelerate", "launch", *sys.argv])
-    trainer = Trainer(config, model, scheduler, accelerator, images, held_out, command, learner)
+    trainer = Trainer(config, model, scheduler, accelerator, images, held_out, typed_command(), learner)
     train_and_tell(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
 
 

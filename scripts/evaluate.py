@@ -5,12 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
 from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.device import in_best_layout, must_use_cpu, prepare_cpu
+from denoiser.device import in_best_layout, must_use_cpu
 from denoiser.evaluation.comparison import check_count, check_images
 from denoiser.evaluation.config import EvaluationConfig
 from denoiser.evaluation.drawing import Drawing, Drawn
@@ -22,7 +22,7 @@ from denoiser.evaluation.report import Evidence, Report, flat_figures, make_repo
 from denoiser.evaluation.writing import check_report_folder, write_report
 from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
-from denoiser.training.processes import check_launch, share_out
+from denoiser.training.processes import optional, share_out, start_process
 from denoiser.training.tracking import start_wandb
 from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
 from pipelines.sampling import own_sampler
@@ -110,9 +110,8 @@ def main() -> None:
     folder = Path(options.output_dir) if options.output_dir else beside
     check_report_folder(folder)
     tracked = options.tracking.mode != "disabled"
-    prepare_cpu(PartialState(cpu=must_use_cpu()))
+    start_process()
     accelerator = Accelerator(cpu=must_use_cpu(), log_with="wandb" if tracked else None)
-    check_launch(accelerator.num_processes)
     judge = load_judge()
     with accelerator.main_process_first():
         train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
@@ -137,12 +136,14 @@ def main() -> None:
         print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
         print(f"report: {folder / 'report.md'}")
         print(f"{seconds['drawing']:.0f} s of drawing, {seconds['judging']:.0f} s of judging")
-        accelerator.log(flat_figures(report))
-        for tracker in accelerator.trackers:
-            tracker.log_images({name: [picture] for name, picture in pictures.items()})
+        with optional("logging to wandb"):
+            accelerator.log(flat_figures(report))
+            for tracker in accelerator.trackers:
+                tracker.log_images({name: [picture] for name, picture in pictures.items()})
         if options.pipeline and not options.output_dir and not shipped:
             update_card(judged, report)
-    accelerator.end_training()
+    with optional("closing wandb"):
+        accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from denoiser.checks import check_between, check_positive, check_seed
 from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
-from denoiser.device import in_best_layout, prepare_cpu
+from denoiser.device import in_best_layout
 from denoiser.evaluation.inputs import load_images
 from denoiser.evaluation.markdown import markdown_table
 from denoiser.evaluation.restoration import biharmonic, non_local_means, psnr, ssim
 from denoiser.randomness import RESTORATION, seeded_generator
+from denoiser.training.processes import start_process
 from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_image, save_images, stages_picture
 from pipelines.classes import Label
 from pipelines.images import PICTURES, check_apart, check_new_folder, check_picture_path, in_unit_range
@@ -195,7 +195,7 @@ def main() -> None:
     labels = None if options.labels is None else parse_labels(options.labels)
     if options.labels == "all":
         raise ValueError("labels is 'all'; name the classes of the images, or leave them out")
-    prepare_cpu(state := PartialState())
+    state = start_process()
     pipeline = find_pipeline(options.pipeline).to(state.device)
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")

@@ -5,13 +5,13 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.cli import Parser, add_sampling_arguments, run, sampling_config
-from denoiser.device import compile_to_draw, in_best_layout, prepare_cpu
+from denoiser.device import compile_to_draw, in_best_layout
+from denoiser.training.processes import start_process
 from pipelines import (
     SamplingConfig,
     draw_samples,
@@ -97,7 +97,7 @@ def main() -> None:
     check_targets(options)
     labels = parse_labels(options.labels)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
-    prepare_cpu(state := PartialState())
+    state = start_process()
     pipeline = find_pipeline(options.pipeline).to(state.device)
     trained_with = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, own_sampler(trained_with))

@@ -9,7 +9,7 @@ from PIL import Image
 from scripts import restore, sample
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "sampling.md").read_text()
+PAGE = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^python scripts/(\w+)\.py (.*)$", PAGE, re.MULTILINE)
 PARSERS = {"sample": sample.build_parser(), "restore": restore.build_parser()}
 

@@ -86,7 +86,7 @@ def read_field(path: Path, data_root: str | None = None) -> Field:
         OSError: If it cannot be read.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         base, seconds, baseline = shlex.split(content["arguments"]), content["seconds"], content["baseline"]
         given = () if data_root is None else ("--data.root", data_root)
         entries = {}
@@ -145,7 +145,7 @@ def _code_hash() -> str:
 def _meaning(path: Path) -> bytes:
     if path.suffix != ".py":
         return path.read_bytes()
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]

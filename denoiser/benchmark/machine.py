@@ -41,6 +41,6 @@ def operations_per_image(model: ModelMixin) -> int:
 def processor() -> str:
     """Return the processor's name, as the system gives it, and how many of its cores there are to use."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     return f"{name or platform.processor() or platform.machine()}, {num_cores()} cores"

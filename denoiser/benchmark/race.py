@@ -55,7 +55,7 @@ class Training:
     def result(self) -> dict[str, Any] | None:
         """What it came to, or None if it was not made yet."""
         path = self.folder / RESULT
-        return json.loads(path.read_text()) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lambda seconds: None) -> None:
@@ -97,7 +97,7 @@ def _race_of(trainings: Sequence[Training], on_turn: Callable[[float], object]) 
             result = {**progress[training.folder], **figures, "peak": fmean(peaks), "facts": training.facts}
             result |= {"race": started, "date": _now()}
             with atomic_path(training.folder / RESULT) as temporary:
-                temporary.write_text(json.dumps(result, indent=2) + "\n")
+                temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def _now() -> str:

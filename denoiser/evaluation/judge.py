@@ -96,7 +96,7 @@ def read_card(card: Path = CARD) -> dict[str, Any]:
         ValueError: If it was altered so that it does not say that.
     """
     try:
-        facts = json.loads(card.read_text())
+        facts = json.loads(card.read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("sha256", "test_accuracy", "seed")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{card} was altered: {error!r}; install the package again") from error
@@ -109,7 +109,7 @@ def save_judge(judge: Judge, test_accuracy: float, seed: int, weights: Path = WE
     with atomic_path(weights) as temporary:
         temporary.write_bytes(content)
     with atomic_path(card) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def train_judge(

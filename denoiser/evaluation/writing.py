@@ -52,4 +52,4 @@ def write_report(
             picture.save(temporary / f"{name}.png")
     for name, text in {**texts, PAGE: page}.items():
         with atomic_path(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")

@@ -26,7 +26,8 @@ def averaged_model(model: ModelMixin, ema: EMAModel, scheduler: DDPMScheduler, i
         images: Training set.
     """
     device = next(model.parameters()).device
-    average = type(model).from_config(model.config).to(device)
+    own = {name: value for name, value in model.config.items() if name != "_name_or_path"}  # whose folder it was in
+    average = type(model).from_config(own).to(device)
     copies = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
     average.load_state_dict(copies, assign=True)  # which keeps the layout of the weights
     for parameter, shadow in zip(average.parameters(), ema.shadow_params, strict=True):

@@ -94,7 +94,8 @@ def write_card(
         else "Trained from Python; the run's `config.yaml` has the settings.",
         evaluation=render_probe(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
     )
-    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n{text}")
+    # names of folders that the locale cannot read keep their bytes
+    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n{text}", "utf-8", "surrogateescape")
     grid.save(folder / GRID_FILE)
 
 
@@ -106,7 +107,7 @@ def update_card(folder: Path, report: dict[str, Any]) -> None:
     facts = report["subject"]
     intro = f"{report['sets']} sets of {report['images']:,} images, {facts['sampler']}; mean ± spread.\n\n"
     page = intro + distances(report).removeprefix("## Distances\n\n")
-    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text())
+    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text(encoding="utf-8"))
     if count:
         with atomic_path(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")

@@ -102,7 +102,7 @@ def check_whole(path: Path) -> None:
     try:
         if not (path / MANIFEST).is_file():
             raise FileNotFoundError(f"it has no {MANIFEST}")
-        listed = json.loads((path / MANIFEST).read_text())
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
         files = _files(path)
         if names := sorted(files.keys() ^ sums.keys()):
@@ -140,10 +140,10 @@ def save_checkpoint(
             if accelerator.is_main_process:
                 save_file(averages, temporary / EMA_FILE)
                 state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **trained}
-                (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+                (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
                 files = _files(temporary)
                 sums = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
-                (temporary / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
+                (temporary / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
                 sync_all(temporary)
                 if path.exists():
                     shutil.rmtree(path)
@@ -253,7 +253,7 @@ def _fit_moments(optimizer: Optimizer) -> None:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / STATE_FILE).read_text())
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if not isinstance(state, dict) or not state:

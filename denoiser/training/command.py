@@ -1,5 +1,6 @@
 """What a training command is told, and what it tells: its command line, the run that this describes, and its end."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -54,10 +55,12 @@ def train_and_tell(trainer: Trainer, what: str) -> None:
     accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
     if sync_command:
         accelerator.print(f"logged offline; to upload: {sync_command}")
-    accelerator.print(f"next: {_python()} scripts/sample.py --pipeline {folder.pipeline}")
+    script = Path(sys.argv[0]).resolve().with_name("sample.py")
+    accelerator.print(
+        f"next: {shlex.join([sys.executable, str(script), '--pipeline', str(folder.pipeline.resolve())])}"
+    )
 
 
-def _python() -> str:
-    """Return what to type for this Python: its path from here if it is below, as a virtual environment's is."""
-    executable = Path(sys.executable)
-    return str(executable.relative_to(Path.cwd()) if executable.is_relative_to(Path.cwd()) else executable)
+def typed_command() -> str:
+    """Return what makes this run again, from the project's folder: the script and the options that were typed."""
+    return shlex.join(["accelerate", "launch", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])

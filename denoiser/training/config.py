@@ -132,11 +132,11 @@ class TrackingConfig:
 
     Attributes:
         mode: Weights & Biases "online", "offline" or "disabled"; "auto" is online with a login and offline without.
-        project: Name of the wandb project.
+        project: Name of the wandb project; None for that of `WANDB_PROJECT`, or "denoiser".
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "denoiser"
+    project: str | None = None
 
 
 @dataclass(frozen=True)

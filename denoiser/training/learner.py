@@ -232,3 +232,15 @@ class Learner:
             raise ValueError(f"the model has out_channels {out_channels}, the images have {shape[0]} channels")
         if self.num_classes not in (None, len(names)):
             raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
+        self._check_label_dropout()
+
+    def _check_label_dropout(self) -> None:
+        """Raise `ValueError` if labels shall be dropped, and the network has none or no null label."""
+        share, network = self.training.label_dropout, type(self.raw_model).__name__
+        if self.num_classes is None and share not in (0, TrainingConfig.label_dropout):
+            raise ValueError(f"label_dropout is {share}, and the network takes no labels; leave it out")
+        if self.num_classes is not None and share and getattr(self.raw_model, "null_label", None) is None:
+            raise ValueError(
+                f"label_dropout is {share}, and {network} has no null label to put in a label's place; give "
+                "--training.label_dropout 0"
+            )

@@ -1,5 +1,9 @@
 """The loss of denoising diffusion: how well a network predicts what the scheduler's `prediction_type` asks for."""
 
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -24,8 +28,12 @@ def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, t
 
 
 def check_noise_schedule(scheduler: DDPMScheduler) -> None:
-    """Raise `ValueError` unless the scheduler has a noise level for each timestep and leaves its variance fixed."""
-    count, betas = scheduler.config.num_train_timesteps, scheduler.betas
+    """Raise `ValueError` unless the scheduler can be trained and sampled with, and each option of it has an effect.
+
+    Image and noise both have a share in each timestep, but for the last of a network that does not predict the noise,
+    which may be noise alone (Lin et al. 2024, section 3.1).
+    """
+    count, betas, config = scheduler.config.num_train_timesteps, scheduler.betas, scheduler.config
     check_positive(num_train_timesteps=count)
     if len(betas) != count:
         raise ValueError(f"the scheduler has num_train_timesteps {count} and {len(betas)} betas; make them agree")
@@ -33,9 +41,40 @@ def check_noise_schedule(scheduler: DDPMScheduler) -> None:
         raise ValueError(
             f"the scheduler's betas go from {betas.min():.4g} to {betas.max():.4g}; each is a share of variance, 0 to 1"
         )
-    variance = scheduler.config.variance_type
-    if variance in ("learned", "learned_range"):
-        raise ValueError(f"variance_type is '{variance}', and these networks predict no variance; use fixed_small")
+    signal = scheduler.alphas_cumprod
+    with_signal = signal if config.prediction_type == "epsilon" else signal[:-1]
+    if not (signal < 1).all() or not (with_signal > 0).all():
+        raise ValueError(
+            f"the share of noise goes from {1 - signal[0]:.4g} to {1 - signal[-1]:.4g}; it must be above 0, below 1: "
+            "raise the lowest beta, lower the highest, or predict the velocity where the schedule ends in noise alone"
+        )
+    if config.variance_type in ("learned", "learned_range"):
+        raise ValueError(
+            f"variance_type is '{config.variance_type}', and these networks predict no variance; use fixed_small"
+        )
+    if config.variance_type == "fixed_large_log":
+        raise ValueError("variance_type is 'fixed_large_log', with which diffusers draws no numbers; use fixed_large")
+    for name, reason in _without_effect(config).items():
+        if config[name] != inspect.signature(DDPMScheduler).parameters[name].default:
+            raise ValueError(f"{name} is {config[name]}, and changes nothing: {reason}; leave it out")
+
+
+def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options of a scheduler that change nothing beside its others, with the reason."""
+    idle = dict.fromkeys(
+        ("timestep_spacing", "steps_offset"), "a training uses every timestep, a sampler spaces its own"
+    )
+    if config["trained_betas"] is not None:
+        idle |= dict.fromkeys(("beta_schedule", "beta_start", "beta_end"), "trained_betas are given")
+    elif config["beta_schedule"] == "squaredcos_cap_v2":
+        idle |= dict.fromkeys(("beta_start", "beta_end"), "squaredcos_cap_v2 has no ends to choose")
+    if config["thresholding"]:
+        idle["clip_sample_range"] = "thresholding takes the place of clipping"
+    else:
+        idle |= dict.fromkeys(("dynamic_thresholding_ratio", "sample_max_value"), "thresholding is off")
+        if not config["clip_sample"]:
+            idle["clip_sample_range"] = "clip_sample is off"
+    return idle
 
 
 def denoising_loss(

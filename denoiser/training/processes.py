@@ -1,7 +1,8 @@
 """Several processes: whether they work together, and how they share work."""
 
-import os
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator, PartialState
@@ -9,16 +10,46 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from denoiser.device import must_use_cpu, prepare_cpu
+from denoiser.environment import ignore_splitting, processes_launched, settle_processes
+
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 
 def share_out(items: Sequence[int], compute: Callable[[Sequence[int]], Result]) -> list[Result]:
     """Let each process compute a contiguous part of the items, and return the parts' results, in order, on all.
 
-    Every process has to call it, with the same items.
+    Every process has to call it, with the same items. Where one of them fails, all do.
     """
-    with PartialState().split_between_processes(list(items)) as part:
-        return gather_object([compute(part)])
+    state, result, failure = PartialState(), None, None
+    if state.num_processes == 1:
+        return [compute(items)]
+    with state.split_between_processes(list(items)) as part:
+        try:
+            result = compute(part)
+        except Exception as error:  # or the others would wait for this one
+            failure = f"{type(error).__name__}: {error}"
+    gathered = gather_object([(result, failure)])
+    if failures := [failure for _, failure in gathered if failure]:
+        raise ValueError(failures[0])
+    return [result for result, _ in gathered]
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Warn in one line where something beside the training fails, and go on."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s failed (%s); going on", what, one_line(error))
+        logger.debug("where it happened", exc_info=True)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text, or its kind where it has none, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -45,22 +76,30 @@ def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
         raise ValueError("FSDP splits weights in their plain order only; give --training.channels_last false")
 
 
-def launched() -> bool:
-    """Return whether a launcher started this process: accelerate launch or torchrun."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+def start_process() -> PartialState:
+    """Settle the environment, find the processes that work together, and prepare the CPU.
 
+    Each command calls it, or `start_accelerator`, before it computes.
 
-def check_launch(num_processes: int) -> None:
-    """Raise `ValueError` if the launcher was asked for more processes than work together.
-
-    Without mpirun, `accelerate launch --cpu --num_processes 2` starts one and says nothing. The only trace is that it
-    sets `MASTER_PORT`, which it does for several processes only, without a `WORLD_SIZE`.
+    Raises:
+        ValueError: If a variable of the environment cannot be, or a launcher's processes do not work together.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    asked_of_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    alone = num_processes == 1 and asked_of_accelerate and "WORLD_SIZE" not in os.environ
-    if alone or started > num_processes:
+    lines = settle_processes()
+    state = PartialState(cpu=must_use_cpu())
+    prepare_cpu(state)
+    if (asked := processes_launched()) > state.num_processes:
         raise ValueError(
-            f"the launcher was asked for several processes, and {num_processes} is at work; on CPUs use "
-            "accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
+            f"{asked} processes were launched, and they do not work together, as Accelerate has it on this device; use "
+            "accelerate launch --config_file configs/accelerate/several_gpus.yaml, or torchrun"
         )
+    if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        lines += ignore_splitting()
+    tell(lines)
+    return state
+
+
+def tell(lines: Sequence[str]) -> None:
+    """Warn of what is ignored, once for all processes."""
+    if PartialState().is_main_process:
+        for line in lines:
+            logger.warning(line)

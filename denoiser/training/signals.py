@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
-from denoiser.training.processes import launched
+from denoiser.environment import launcher
 
 # What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
 STATUS_BY_NAME = {"SIGINT": 0, "SIGUSR1": 0, "SIGTERM": 143}
@@ -32,7 +32,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.noted: signal.Signals | None = None
         self.interrupted: float | None = None  # when SIGINT first came
-        self.launcher = os.getppid() if launched() else None
+        self.launcher = os.getppid() if launcher() else None
 
     def __enter__(self) -> Self:
         """Listen."""

@@ -2,15 +2,19 @@
 
 import logging
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from diffusers import DDPMScheduler, ModelMixin
 from tqdm import tqdm
 
 from denoiser.data import ImageSet
-from denoiser.device import choose_mixed_precision, compilation, must_use_cpu, prepare_cpu
+from denoiser.device import choose_mixed_precision, compilation, must_use_cpu
+from denoiser.environment import recorded, settle_training
 from denoiser.files import atomic_path
 from denoiser.training.budget import Budget
 from denoiser.training.card import write_card
@@ -18,10 +22,10 @@ from denoiser.training.checkpoint import Progress, drop_checkpoints, load_checkp
 from denoiser.training.config import RunConfig, settings
 from denoiser.training.learner import Learner
 from denoiser.training.probe import Probe
-from denoiser.training.processes import check_splitting
+from denoiser.training.processes import check_splitting, optional, start_process, tell
 from denoiser.training.run_folder import RunFolder
 from denoiser.training.signals import EXIT_STATUS, StopSignals
-from denoiser.training.tracking import Tracker
+from denoiser.training.tracking import Tracker, settle_tracking
 from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
 
 logger = logging.getLogger(__name__)
@@ -33,17 +37,27 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: If the device cannot train in the precision asked for, or compile, or weights cannot be split so.
     """
-    state = PartialState(cpu=must_use_cpu())
-    prepare_cpu(state)
+    state, training = start_process(), config.training
+    accumulation = training.gradient_accumulation_steps
+    settled = settle_training(training.mixed_precision, training.compile, accumulation, state.device)
+    tell(settled.lines)
+    training = replace(training, **settled.settings)
     accelerator = Accelerator(
         cpu=must_use_cpu(),
-        mixed_precision=choose_mixed_precision(config.training.mixed_precision, state.device),
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
-        dynamo_plugin=compilation(config.training.compile, state.device),
+        mixed_precision=choose_mixed_precision(training.mixed_precision, state.device),
+        gradient_accumulation_steps=accumulation,
+        dynamo_plugin=compilation(training.compile, state.device),
         log_with=None if config.tracking.mode == "disabled" else "wandb",
     )
-    check_splitting(accelerator, config.training.channels_last)
+    check_splitting(accelerator, training.channels_last)
     return accelerator
+
+
+def as_run(config: RunConfig, accelerator: Accelerator) -> RunConfig:
+    """Return the settings with what the accelerator does in the place of what was left to the device or environment."""
+    compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    training = replace(config.training, mixed_precision=accelerator.mixed_precision, compile=compiled)
+    return replace(config, training=training, tracking=settle_tracking(config.tracking)[0])
 
 
 class Trainer:
@@ -81,6 +95,7 @@ class Trainer:
         command: str | None = None,
         learner: Learner | None = None,
     ) -> None:
+        config = as_run(config, accelerator)
         training = config.training
         self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
         self.command = command
@@ -92,7 +107,7 @@ class Trainer:
             self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
-        self.last_checkpoint = self.folder.claim(config.resume, self._bound_to())
+        self.last_checkpoint = self.folder.claim(config.resume, self._bound_to(), accelerator.is_main_process)
         accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
         progress = Progress()
         if self.last_checkpoint is not None:
@@ -119,13 +134,22 @@ class Trainer:
             The command that uploads the run to wandb, or None if there is nothing to upload.
 
         Raises:
+            FileExistsError: If another run is writing in the run folder.
             FloatingPointError: If the gradient is not finite in too many steps in a row.
             SystemExit: If a signal ended it, with 143 for SIGTERM and 0 for the others.
         """
+        with self.folder.held() if self.accelerator.is_main_process else nullcontext():
+            return self._train()
+
+    def pipeline(self) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights."""
+        return self.learner.pipeline()
+
+    def _train(self) -> str | None:
         described = {**settings(self.config), **self.learner.described()}
         tracker = Tracker(self.accelerator, self.config.tracking, self.folder, described, self.step)
         if self.accelerator.is_main_process:
-            self.folder.start(described)
+            self.folder.start(described, self._circumstances())
         self.budget.start()
         with StopSignals() as signals:  # the pipeline too is saved before one ends the run
             with self._progress_bar() as bar:
@@ -144,10 +168,6 @@ class Trainer:
                         sys.exit(EXIT_STATUS[stopped])
             self._save_pipeline(tracker)
             return tracker.finish()
-
-    def pipeline(self) -> DenoisingPipeline:
-        """Return the pipeline of the averaged weights."""
-        return self.learner.pipeline()
 
     def _after_step(self, last: bool, stopped: bool, tracker: Tracker) -> None:
         """Evaluate, log, draw and save: what is due after this step, and all of it after the last.
@@ -189,11 +209,12 @@ class Trainer:
         return {**self.learner.window.summary(self.accelerator), "learning_rate": rate, "seconds": self.budget.seconds}
 
     def _evaluate(self) -> None:
-        if self.probe is not None:
-            with self.accelerator.autocast():  # as in training, for speed
-                self.evaluation = self.probe.figures(
-                    self.learner.pipeline(self.sampler), self.scheduler if self.learner.denoises else None
-                )
+        if self.probe is None:
+            return
+        pipeline, scheduler = self.learner.pipeline(self.sampler), self.scheduler if self.learner.denoises else None
+        self.evaluation = {}
+        with optional("an evaluation"), self.accelerator.autocast():  # as in training, for speed
+            self.evaluation = self.probe.figures(pipeline, scheduler)
 
     def _save_pipeline(self, tracker: Tracker) -> None:
         """Save what the run is for, with its card."""
@@ -204,8 +225,9 @@ class Trainer:
             with atomic_path(self.folder.pipeline) as temporary:
                 pipeline.save_pretrained(temporary)
                 sampling, progress = self.config.sampling, Progress(self.step, self.budget.seconds)
-                grid = image_grid(draw_samples(drawing, sampling))
-                write_card(temporary, grid, pipeline, sampling, progress, self.evaluation, self.command)
+                with optional("the model card"):
+                    grid = image_grid(draw_samples(drawing, sampling))
+                    write_card(temporary, grid, pipeline, sampling, progress, self.evaluation, self.command)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
 
@@ -213,12 +235,11 @@ class Trainer:
         """Draw a grid with the averaged weights, from the same noise each time."""
         pipeline = self.learner.pipeline(self.sampler)
         if self.accelerator.is_main_process:
-            grid, path = image_grid(draw_samples(pipeline, self.config.sampling)), self.folder.grid(self.step)
-            try:
+            path = self.folder.grid(self.step)
+            with optional(f"the grid {path}"):
+                grid = image_grid(draw_samples(pipeline, self.config.sampling))
+                tracker.log_image("samples", grid, self.step)
                 save_image(grid, path)
-            except OSError as error:
-                logger.warning("%s cannot be written (%s); going on", path, error)
-            tracker.log_image("samples", grid, self.step)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
@@ -248,6 +269,12 @@ class Trainer:
             "distillation": learner.distillation,
             "draws": {"seed": self.training.seed, "images_per_step": learner.images_per_step},
         }
+
+    def _circumstances(self) -> str:
+        """Return what the run goes by and no setting of it names."""
+        accelerator = self.accelerator
+        exported = "".join(f", {name}={value}" for name, value in recorded().items())
+        return f"{accelerator.num_processes} process(es), {accelerator.device.type}{exported}"
 
     def _progress_bar(self) -> "tqdm[Any]":
         by_clock = self.budget.max_seconds is not None

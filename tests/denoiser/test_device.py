@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def test_auto_is_bf16_just_where_the_processor_has_it():
-    flags = open("/proc/cpuinfo").read().split()  # noqa: PTH123, SIM115
+    flags = open("/proc/cpuinfo", encoding="utf-8").read().split()  # noqa: PTH123, SIM115
     native = "amx_bf16" in flags or "avx512_bf16" in flags
     assert multiplies_bf16_natively(CPU) == native
     assert choose_mixed_precision("auto", CPU) == ("bf16" if native else "no")
@@ -58,7 +58,9 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they please")
-@pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages are large anyway")
+@pytest.mark.skipif(
+    HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(encoding="utf-8"), reason="pages are large anyway"
+)
 def test_a_prepared_process_is_not_given_the_same_memory_anew():
     def page_faults() -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

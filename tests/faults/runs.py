@@ -17,7 +17,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
 from denoiser.cli import run
-from denoiser.training import trainer
+from denoiser.training import processes, trainer
 from denoiser.training.checkpoint import check_whole
 from scripts import train
 from tests.conftest import DATA_ROOT, ROOT
@@ -108,13 +108,13 @@ class Run:
 
 def as_if_gpus() -> None:
     """Tell Accelerate that several processes have GPUs, or it has no FSDP for them."""
-    prepare_cpu = trainer.prepare_cpu
+    prepare_cpu = processes.prepare_cpu
 
     def mislead(state):
         prepare_cpu(state)
         state.distributed_type = DistributedType.MULTI_GPU
 
-    trainer.prepare_cpu = mislead
+    processes.prepare_cpu = mislead
 
 
 def keep_averages(folder: Path) -> None:
@@ -157,10 +157,10 @@ def outcome(run_dir: Path) -> dict[str, object]:
         if ".partial" in name:
             continue  # what could not be deleted; the next start does
         if path.name == "metrics.jsonl":
-            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             found[name] = [{key: value for key, value in line.items() if key not in BY_CLOCK} for line in lines]
         elif path.name == "state.json":
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
             del state["progress"]["seconds"]
             found[name] = state
         elif path.name.startswith("random_states"):

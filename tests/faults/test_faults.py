@@ -54,7 +54,7 @@ def context(tmp_path_factory):
 def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(context, tmp_path, kind):
     options, log, choice = KINDS[kind], tmp_path / "log", random.Random(f"{SEED} {kind}")
     started = time.perf_counter()
-    assert Run(context, tmp_path / "whole", log, **options).ended() == 0, log.read_text()
+    assert Run(context, tmp_path / "whole", log, **options).ended() == 0, log.read_text(encoding="utf-8")
     seconds = time.perf_counter() - started
     expected = outcome(tmp_path / "whole")
     kills = rounds = 0
@@ -68,7 +68,7 @@ def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(context, tm
             run.kill()
             kills += 1
             check_checkpoints(run_dir)
-        assert status == 0, (kind, SEED, kills, log.read_text())
+        assert status == 0, (kind, SEED, kills, log.read_text(encoding="utf-8"))
         assert outcome(run_dir) == expected, (kind, SEED, kills)
         rounds += 1
     print(f"{kind}: seed {SEED}, {kills} kills in {rounds} runs, each as uninterrupted")
@@ -80,7 +80,7 @@ def unfailing(context, tmp_path_factory):
     """What a short run without any fault comes to, with all of its checkpoints."""
     folder = tmp_path_factory.mktemp("failing")
     run = Run(context, folder / "whole", folder / "log", **SHORT, **{KEPT: 3})
-    assert run.ended() == 0, (folder / "log").read_text()
+    assert run.ended() == 0, (folder / "log").read_text(encoding="utf-8")
     return outcome(folder / "whole")
 
 
@@ -96,15 +96,15 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
         run_dir = fresh(tmp_path / "run")
         fault = {"FAULT_UNDER": run_dir, "FAULT_AT": at, "FAULT_TOLD": told, **ERRORS[error]}
         status = Run(context, run_dir, log, fault, **options).ended()
-        where = (error, at, log.read_text())
+        where = (error, at, log.read_text(encoding="utf-8"))
         if not told.exists():  # the run has no more writes than that
             break
         hits += 1
         assert status in (0, 2), where
-        assert "Traceback" not in log.read_text(), where
+        assert "Traceback" not in log.read_text(encoding="utf-8"), where
         check_checkpoints(run_dir)
         if status == 2:
-            assert Run(context, run_dir, log, **options).ended() == 0, (*where, log.read_text())
+            assert Run(context, run_dir, log, **options).ended() == 0, (*where, log.read_text(encoding="utf-8"))
         found = outcome(run_dir)
         lost = {name for name in unfailing if name not in found}
         assert all(found[name] == unfailing[name] for name in found), (*where, lost)
@@ -120,7 +120,7 @@ def test_a_write_that_fails_costs_no_older_checkpoint(context, unfailing, tmp_pa
 
 def test_the_averages_of_all_processes_are_equal(context, tmp_path):
     run = Run(context, tmp_path / "run", tmp_path / "log", {"AVERAGES": tmp_path}, **SHORT, **TWO)
-    assert run.ended(100) == 0, (tmp_path / "log").read_text()
+    assert run.ended(100) == 0, (tmp_path / "log").read_text(encoding="utf-8")
     first, second = (load((tmp_path / f"{rank}.safetensors").read_bytes()) for rank in "01")
     assert len(first) > 10
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -128,8 +128,8 @@ def test_the_averages_of_all_processes_are_equal(context, tmp_path):
 
 def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(context, tmp_path):
     plain, log = {**SHORT, **TWO, "training.channels_last": False}, tmp_path / "log"
-    assert Run(context, tmp_path / "whole", log, **plain).ended(100) == 0, log.read_text()
-    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text()
+    assert Run(context, tmp_path / "whole", log, **plain).ended(100) == 0, log.read_text(encoding="utf-8")
+    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text(encoding="utf-8")
     whole, split = (outcome(tmp_path / name) for name in ("whole", "split"))
     for ours, theirs in zip(split["metrics.jsonl"], whole["metrics.jsonl"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -139,10 +139,10 @@ def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(
         for key, weight in weights[1].items():
             torch.testing.assert_close(weights[0][key], weight, rtol=1e-4, atol=1e-5)
     for path in ("config.yaml", "pipeline/model_index.json", "pipeline/unet/config.json"):
-        assert "FSDP" not in (tmp_path / "split" / path).read_text()
+        assert "FSDP" not in (tmp_path / "split" / path).read_text(encoding="utf-8")
     shutil.rmtree(tmp_path / "split" / "checkpoints" / "step-00000006")
-    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text()
-    assert "from step 4" in log.read_text()
+    assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text(encoding="utf-8")
+    assert "from step 4" in log.read_text(encoding="utf-8")
     assert outcome(tmp_path / "split") == split
 
 
@@ -157,6 +157,6 @@ def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(
 def test_weights_that_cannot_be_split_so_are_told_in_one_line(context, tmp_path, options, environment, why):
     log = tmp_path / "log"
     run = Run(context, tmp_path / "run", log, {**FSDP, **environment}, **SHORT, **TWO, **options)
-    assert run.ended(60) == 2, log.read_text()
-    assert why in log.read_text()
-    assert "Traceback" not in log.read_text()
+    assert run.ended(60) == 2, log.read_text(encoding="utf-8")
+    assert why in log.read_text(encoding="utf-8")
+    assert "Traceback" not in log.read_text(encoding="utf-8")

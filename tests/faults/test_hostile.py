@@ -168,7 +168,7 @@ def test_what_a_stranger_signs_is_loaded_or_refused(checkpoint, make_trainer, tm
     path = data.draw(st.sampled_from(sorted(path for path in folder.iterdir() if path.name != MANIFEST)))
     changed = damaged(path.read_bytes())
     if path.name == "state.json":
-        changed |= states(json.loads(path.read_text())).map(lambda state: json.dumps(state).encode())
+        changed |= states(json.loads(path.read_text(encoding="utf-8"))).map(lambda state: json.dumps(state).encode())
     elif path.name == "optimizer.bin":
         changed |= states(torch.load(path, weights_only=True), TENSORS).map(saved_bytes)
     path.write_bytes(data.draw(changed | SCRAPS))
@@ -284,7 +284,7 @@ def test_a_pickle_in_the_place_of_weights_is_not_looked_at(saved, tmp_path):
 def test_nothing_is_unpickled_or_run_from_afar():
     check_positive(files=len(sources := [*ROOT.glob("denoiser/**/*.py"), *ROOT.glob("pipelines/**/*.py")]))
     for path in [*sources, *ROOT.glob("scripts/*.py")]:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for word in (
             "pickle.load",
             "torch.load(",

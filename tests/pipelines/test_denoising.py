@@ -183,7 +183,7 @@ def test_a_saved_pipeline_reloads_to_the_same_pixels(tmp_path, scheduler):
     if scheduler:
         pipeline.scheduler = make_scheduler(scheduler, DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
     pipeline.save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
+    index = json.loads((tmp_path / "model_index.json").read_text(encoding="utf-8"))
     assert index["unet"] == ["denoiser.unet", "UNet"]
     reloaded = load_pipeline(tmp_path)
     assert torch.equal(draw(reloaded, class_labels="bag"), draw(pipeline, class_labels="bag"))
@@ -445,6 +445,6 @@ def test_a_damaged_pipeline_is_refused(tmp_path, damage):
         case "no weights":
             weights.unlink()
         case "empty index":
-            (tmp_path / "model_index.json").write_text("{}")
+            (tmp_path / "model_index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be loaded as a pipeline"):
         load_pipeline(tmp_path)

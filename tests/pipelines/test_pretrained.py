@@ -59,14 +59,17 @@ def test_all_weights_that_ship_are_small_and_safe():
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_sums_are_of_all_files(name):
     folder = pretrained.FOLDER / name
-    listed = {folder / line.split(maxsplit=1)[1] for line in (folder / pretrained.SUMS).read_text().splitlines()}
+    listed = {
+        folder / line.split(maxsplit=1)[1]
+        for line in (folder / pretrained.SUMS).read_text(encoding="utf-8").splitlines()
+    }
     assert listed == {path for path in folder.rglob("*") if path.is_file() and path.name != pretrained.SUMS}
     assert (folder / "README.md").is_file()
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_code_on_the_card_draws_with_these_weights(name):
-    code = (pretrained.FOLDER / name / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = (pretrained.FOLDER / name / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     named = {}
     exec(code.replace("batch_size=8", "batch_size=1"), named)
     steps = own_sampler(named["pipeline"].scheduler)["steps"]
@@ -88,18 +91,18 @@ def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 2
     assert "is not the file that was shipped (its SHA-256 differs)" in capsys.readouterr().err
     assert not (tmp_path / "samples.png").exists()
-    (tmp_path / "weights" / "student" / ".DS_Store").write_text("of another program")
+    (tmp_path / "weights" / "student" / ".DS_Store").write_text("of another program", encoding="utf-8")
     load_pretrained("student")
     sums = tmp_path / "weights" / "teacher" / pretrained.SUMS
-    text = sums.read_text()
+    text = sums.read_text(encoding="utf-8")
     for damaged in ("", "damaged\n", text.replace(weights.name, "other")):
-        sums.write_text(damaged)
+        sums.write_text(damaged, encoding="utf-8")
         with pytest.raises(ValueError, match="is not in SHA256SUMS; install the package again"):
             load_pretrained()
     sums.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="is not in SHA256SUMS; install the package again"):
         load_pretrained()
-    sums.write_text(text)
+    sums.write_text(text, encoding="utf-8")
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="safetensors is missing; install the package again"):
         load_pretrained()

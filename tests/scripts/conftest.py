@@ -27,6 +27,7 @@ def command(*arguments, **environment):
         env={**clean_environment(), **environment},
         capture_output=True,
         text=True,
+        encoding="utf-8",
         timeout=300,
     )
 
@@ -39,6 +40,7 @@ def smoke_run(tmp_path_factory):
     launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/one_cpu.yaml"]
     ended = command(*launch, *SMOKE, "--output_dir", str(run_dir), HOME=str(home), NETRC=str(home / "netrc"))
     assert ended.returncode == 0, ended.stderr
+    assert "WARNING" not in ended.stderr
     return run_dir, ended.stdout
 
 

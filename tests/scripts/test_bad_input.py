@@ -94,7 +94,7 @@ def test_training(train_error, tmp_path, arguments, message):
     ],
 )
 def test_a_config_with_what_yaml_reads_otherwise(train_error, tmp_path, content, message):
-    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     assert message in train_error("--config", tmp_path / "config.yaml")
 
 
@@ -104,25 +104,25 @@ def test_training_that_diverges(train_error):
 
 
 def test_a_config_with_an_unknown_key(train_error, tmp_path):
-    (tmp_path / "config.yaml").write_text("training:\n  learning_rat: 0.1\n")
+    (tmp_path / "config.yaml").write_text("training:\n  learning_rat: 0.1\n", encoding="utf-8")
     message = train_error("--config", tmp_path / "config.yaml")
     assert "unknown option 'learning_rat' (did you mean 'learning_rate'?)" in message
 
 
 def test_a_config_that_is_not_yaml(train_error, tmp_path):
-    (tmp_path / "config.yaml").write_text("training: [")
+    (tmp_path / "config.yaml").write_text("training: [", encoding="utf-8")
     assert "config" in train_error("--config", tmp_path / "config.yaml")
 
 
 def test_a_run_folder_that_holds_another_run(train_error, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("someone else's\n")
+    (tmp_path / "run" / "config.yaml").write_text("someone else's\n", encoding="utf-8")
     assert "holds a run already" in train_error("--output_dir", tmp_path / "run")
-    assert (tmp_path / "run" / "config.yaml").read_text() == "someone else's\n"
+    assert (tmp_path / "run" / "config.yaml").read_text(encoding="utf-8") == "someone else's\n"
 
 
 def test_a_run_folder_that_cannot_be_made(train_error, tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     assert "file" in train_error("--output_dir", tmp_path / "file" / "run")
 
 
@@ -151,7 +151,9 @@ def pipelines(tmp_path_factory):
     student = {**DDPMScheduler(prediction_type="v_prediction").config, "original_inference_steps": 4}
     DenoisingPipeline(tiny_unet(), make_scheduler("lcm", student), CLASS_NAMES).save_pretrained(folder / "distilled")
     shutil.copytree(folder / "classes", folder / "damaged")
-    (folder / "damaged" / "unet" / "config.json").write_text('{"_class_name": "UNet", "sample_size": 18}')
+    (folder / "damaged" / "unet" / "config.json").write_text(
+        '{"_class_name": "UNet", "sample_size": 18}', encoding="utf-8"
+    )
     return folder
 
 

@@ -25,7 +25,7 @@ entries:
 @pytest.fixture
 def entries(tmp_path):
     path = tmp_path / "entries.yaml"
-    path.write_text(FIELD)
+    path.write_text(FIELD, encoding="utf-8")
     return path
 
 
@@ -35,10 +35,10 @@ def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
     ended = command("scripts/benchmark.py", "sample", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| deep | 4 |" in ended.stdout
-    figures = json.loads((tmp_path / "out" / "sample.json").read_text())
+    figures = json.loads((tmp_path / "out" / "sample.json").read_text(encoding="utf-8"))
     drawn = [(row["batch_size"], row["steps"], row["name"]) for row in figures["rows"]]
     assert drawn == [*product((4, 8), (1, 2), ("deep", "shallow"))]
-    assert (tmp_path / "out" / "sample.md").read_text() in ended.stdout
+    assert (tmp_path / "out" / "sample.md").read_text(encoding="utf-8") in ended.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"sample.json", "sample.md", "sample.png"}
 
 
@@ -58,7 +58,7 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
     assert "images is 99; it must be from 100 to 10000" in line
     ended = command("scripts/benchmark.py", "stock", *options, "--images", "100")
     assert ended.returncode == 0, ended.stderr
-    stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text())["rows"]
+    stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text(encoding="utf-8"))["rows"]
     assert "DDPMPipeline" in ended.stderr
     assert f"{1 + len(ours)}row" in ended.stderr
     assert (stock["name"], stock["steps"], stock["images"]) == ("deep", 1000, 100)
@@ -70,7 +70,7 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
     sampled = ["--samplers", "[ddim,sde-dpmsolver++]", "--steps", "[2]", "--images", "100"]
     ended = command("scripts/benchmark.py", "samplers", *options, *sampled)
     assert ended.returncode == 0, ended.stderr
-    drawn = json.loads((tmp_path / "out" / "samplers.json").read_text())["rows"]
+    drawn = json.loads((tmp_path / "out" / "samplers.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["name"], row["sampler"]) for row in drawn] == [
         *product(("deep", "shallow"), ("ddim", "sde-dpmsolver++"))
     ]

@@ -1,8 +1,8 @@
 """The commands as a user types them: in their own process, on the real data."""
 
 import json
+import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ from tests.scripts.conftest import SMOKE, command
 
 
 def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
@@ -25,8 +25,8 @@ def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
         f"run folder:   {run_dir}\n",
         f"pipeline:     {run_dir / 'pipeline'}\n",
         f"sample grid:  {run_dir / 'samples' / 'step-00000020.png'}\n",
-        f"to upload: wandb sync {run_dir / 'wandb' / 'offline-run-'}",
-        f"scripts/sample.py --pipeline {run_dir / 'pipeline'}",
+        f"wandb sync {run_dir / 'wandb' / 'offline-run-'}",
+        f"{ROOT / 'scripts' / 'sample.py'} --pipeline {run_dir / 'pipeline'}",
     ):
         assert part in output
     figures = metrics(run_dir)
@@ -51,8 +51,8 @@ def test_the_pipeline_has_a_model_card(smoke_run):
 
 def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):
     run_dir, output = smoke_run
-    python, *typed = output.splitlines()[-1].removeprefix("next: ").split()
-    assert Path(ROOT, python) == Path(sys.executable)
+    python, *typed = shlex.split(output.splitlines()[-1].removeprefix("next: "))
+    assert python == sys.executable
     options = ["--num_images", "20", "--steps", "4", "--labels", "all", "--output", str(tmp_path / "grid.png")]
     ended = command(*typed, *options)
     assert ended.returncode == 0, ended.stderr
@@ -129,8 +129,24 @@ def test_the_config_of_a_run_runs_again(smoke_run, tmp_path):
     assert ended.returncode == 0, ended.stderr
     name = "checkpoints/step-00000020/ema.safetensors"
     assert (again / name).read_bytes() == (run_dir / name).read_bytes()
-    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (again, run_dir))
+    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in (again, run_dir))
     assert {**ours, "output_dir": None, "tracking": None} == {**theirs, "output_dir": None, "tracking": None}
+
+
+def test_what_a_job_script_exports_changes_no_launched_run_and_is_told(smoke_run, tmp_path):
+    exported = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "WORLD_SIZE": "2", "MASTER_PORT": "29500"}
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/one_cpu.yaml"]
+    options = ["--output_dir", str(tmp_path / "run"), "--tracking.mode", "disabled"]
+    ended = command(*launch, *SMOKE, *options, **exported, ACCELERATE_MIXED_PRECISION="bf16")
+    assert ended.returncode == 0, ended.stderr
+    assert [line for line in ended.stderr.splitlines() if " is ignored: " in line] == [
+        "WARNING: WORLD_SIZE=2 is ignored: no launcher of several processes has set it",
+        "WARNING: MASTER_PORT=29500 is ignored: no launcher of several processes has set it",
+        "WARNING: ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 is ignored: training.gradient_accumulation_steps is 1",
+        "WARNING: ACCELERATE_MIXED_PRECISION=bf16 is ignored: accelerate launch was started with no",
+    ]
+    name = "checkpoints/step-00000020/ema.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (smoke_run[0] / name).read_bytes()
 
 
 def test_a_finished_run_says_that_it_is(smoke_run):

@@ -35,7 +35,10 @@ def whole(smoke_run, tmp_path_factory):
 
 def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
     run_dir, printed = whole
-    report, page = json.loads((run_dir / "report.json").read_text()), (run_dir / "report.md").read_text()
+    report, page = (
+        json.loads((run_dir / "report.json").read_text(encoding="utf-8")),
+        (run_dir / "report.md").read_text(),
+    )
     assert {*SECTIONS, "subject", "judge"} <= report.keys()
     assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed
     for title in ("Distances", "By class", "Guidance", "Likelihood", "Memorisation", "Samplers"):
@@ -59,7 +62,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
 
 
 def test_the_model_card_gets_the_table(whole):
-    card = (whole[0] / "pipeline" / "README.md").read_text()
+    card = (whole[0] / "pipeline" / "README.md").read_text(encoding="utf-8")
     assert "2 sets of 2,000 images, sde-dpmsolver++, 2 steps" in card
     assert "| Fréchet distance | " in card
     assert "at the end of training" not in card
@@ -68,15 +71,15 @@ def test_the_model_card_gets_the_table(whole):
 
 def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp_path):
     run_dir, _ = whole
-    expected = json.loads((run_dir / "report.json").read_text())
+    expected = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     evaluate(run_dir / "pipeline", tmp_path / "again", "--sections", "[classes,guidance,likelihood]")
-    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    again = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
     assert {"classes", "guidance", "likelihood"} <= again.keys()
     assert all(expected[section] == figures for section, figures in again.items())
     launch = ["-m", "accelerate.commands.launch", "--config_file"]
     launch.append(str(ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"))
     evaluate(run_dir / "pipeline", tmp_path / "two", "--sections", "[distances,likelihood]", launch=launch)
-    two = json.loads((tmp_path / "two" / "report.json").read_text())
+    two = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
     for ours, theirs in (
         (two["likelihood"]["bits_per_dimension"], expected["likelihood"]["bits_per_dimension"]),
         (
@@ -94,7 +97,7 @@ def test_images_are_judged_without_what_needs_a_pipeline_and_logged_to_wandb(hel
         *[*EVALUATE, "--images", str(tmp_path / "images.npz"), "--tracking.mode", "offline"], HOME=str(tmp_path)
     )
     assert ended.returncode == 0, ended.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
@@ -105,9 +108,9 @@ def test_images_are_judged_without_what_needs_a_pipeline_and_logged_to_wandb(hel
 
 def test_a_folder_that_is_not_a_report_is_not_replaced(smoke_run, tmp_path):
     (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "thesis.txt").write_text("years of work")
+    (tmp_path / "report" / "thesis.txt").write_text("years of work", encoding="utf-8")
     given = ["--pipeline", str(smoke_run[0] / "pipeline"), "--output_dir", str(tmp_path)]
     ended = command(*EVALUATE, *given)
     assert ended.returncode == 2
     assert "is not a report's folder of pictures; give another --output_dir" in ended.stderr
-    assert (tmp_path / "report" / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "report" / "thesis.txt").read_text(encoding="utf-8") == "years of work"

@@ -23,7 +23,7 @@ entries:
 def write_field(tmp_path):
     def write(text=FIELD):
         path = tmp_path / "field.yaml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return path
 
     return write

@@ -70,6 +70,6 @@ def test_the_code_hash_sees_what_code_means_and_nothing_else(tmp_path):
     path = tmp_path / "module.py"
     meanings = []
     for text in ('"""One."""\nx = 1\n', '"""Two."""\n\nx = 1  # why\n', '"""One."""\nx = 2\n'):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         meanings.append(entries._meaning(path))
     assert meanings[0] == meanings[1] != meanings[2]

@@ -157,7 +157,7 @@ def test_a_cache_of_something_else_is_made_anew(tmp_path, no_other_source, chang
 def test_a_root_that_cannot_be_written_only_costs_the_cache(tmp_path, no_other_source, monkeypatch, caplog):
     put_files(tmp_path / "debian")
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
-    (tmp_path / "root").write_text("a file where the folder should be")
+    (tmp_path / "root").write_text("a file where the folder should be", encoding="utf-8")
     assert len(load_fashion_mnist(tmp_path / "root", "test")) == 10_000
     assert "not cached" in caplog.text
 

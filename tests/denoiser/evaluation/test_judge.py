@@ -31,7 +31,9 @@ def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test
 
 def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
     measured = accuracy(load_judge(), test_images)
-    assert measured == pytest.approx(json.loads(CARD.read_text())["test_accuracy"], abs=2e-4)  # rounding, elsewhere
+    assert measured == pytest.approx(
+        json.loads(CARD.read_text(encoding="utf-8"))["test_accuracy"], abs=2e-4
+    )  # rounding, elsewhere
     assert measured >= 0.92
     assert WEIGHTS.stat().st_size < 2_000_000
 
@@ -50,12 +52,12 @@ def test_an_altered_or_missing_file_is_refused(tmp_path):
         load_judge(weights, card)
     shutil.copy(CARD, card)
     load_judge(weights, card)
-    facts = card.read_text()
+    facts = card.read_text(encoding="utf-8")
     for altered in ("{}", "[]", "cut"):
-        card.write_text(altered)
+        card.write_text(altered, encoding="utf-8")
         with pytest.raises(ValueError, match="judge.json was altered"):
             load_judge(weights, card)
-    card.write_text(facts)
+    card.write_text(facts, encoding="utf-8")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)

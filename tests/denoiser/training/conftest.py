@@ -14,7 +14,7 @@ def sign(checkpoint):
     """Make the manifest of a checkpoint anew, as a stranger can who has altered it."""
     files = [path for path in checkpoint.iterdir() if path.name != MANIFEST]
     sums = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-    (checkpoint / MANIFEST).write_text(json.dumps(sums))
+    (checkpoint / MANIFEST).write_text(json.dumps(sums), encoding="utf-8")
 
 
 @pytest.fixture
@@ -39,4 +39,4 @@ def make_trainer(tmp_path, some_images, scheduler):
 
 @pytest.fixture
 def read_config():
-    return lambda trainer: yaml.safe_load((trainer.folder.path / "config.yaml").read_text())
+    return lambda trainer: yaml.safe_load((trainer.folder.path / "config.yaml").read_text(encoding="utf-8"))

@@ -90,7 +90,7 @@ def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_dist
     learner = trainer.learner
     learner.teacher = NormalDenoiser(0.5)
     trainer.train()
-    lines = [json.loads(line) for line in trainer.folder.metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in trainer.folder.metrics.read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [*range(2, 81, 2)]
     unet = trainer.pipeline().unet
     for start in learner.starts:
@@ -114,7 +114,7 @@ def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, classes
     assert isinstance(pipeline.scheduler, LCMScheduler)
     assert own_sampler(pipeline.scheduler) == {"scheduler": "lcm", "steps": 4}
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert "distilled to draw in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text()
+    assert "distilled to draw in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
     timesteps = {}
     for calls in (1, 2, 4):
         assert pipeline(2, num_inference_steps=calls, seed=0, output_type="pt").images.shape == (2, 1, 16, 16)

@@ -5,6 +5,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager, nullcontext
 
@@ -41,7 +43,9 @@ def train_four_steps(trainer):
 
 
 def metrics(trainer):
-    return [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def untimed(lines):
@@ -212,8 +216,8 @@ def test_resuming_drops_the_figures_after_the_checkpoint(make_trainer):
 def test_resuming_drops_a_line_of_figures_that_was_cut_short(make_trainer):
     first = make_trainer(max_steps=4, log_every=2)
     first.train()
-    whole = first.folder.metrics.read_text()
-    first.folder.metrics.write_text(whole + '\n{"step": 4, "lo')
+    whole = first.folder.metrics.read_text(encoding="utf-8")
+    first.folder.metrics.write_text(whole + '\n{"step": 4, "lo', encoding="utf-8")
     make_trainer(max_steps=6, log_every=2, resume="latest").train()
     assert [line["step"] for line in metrics(first)] == [2, 4, 6]
 
@@ -588,9 +592,9 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
     first = make_trainer()
     first.train()
     path = first.last_checkpoint / "state.json"
-    state = json.loads(path.read_text())
+    state = json.loads(path.read_text(encoding="utf-8"))
     del state["optimizer"]
-    path.write_text(json.dumps(state))
+    path.write_text(json.dumps(state), encoding="utf-8")
     sign(path.parent)
     with pytest.raises(ValueError, match="lacks optimizer: another version of this package wrote it"):
         make_trainer(resume="latest")
@@ -658,7 +662,7 @@ def test_settings_of_another_kind_in_a_signed_checkpoint_are_refused(make_traine
     first = make_trainer(max_steps=2)
     first.train()
     path = first.last_checkpoint / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), part: {"init_args": 3}}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), part: {"init_args": 3}}))
     sign(path.parent)
     with pytest.raises(ValueError, match="step-00000002 is damaged .*values of another kind"):
         make_trainer(resume="latest")
@@ -672,9 +676,9 @@ def test_settings_of_another_kind_in_a_signed_checkpoint_are_refused(make_traine
             for name in ("model.safetensors", "optimizer.bin", "ema.safetensors", "state.json", MANIFEST)
         ],
         ("ema.safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?")),
-        (MANIFEST, lambda path: path.write_text("{}")),
+        (MANIFEST, lambda path: path.write_text("{}", encoding="utf-8")),
         ("state.json", lambda path: path.unlink()),
-        ("pytorch_model.bin", lambda path: path.write_text("of a stranger")),
+        ("pytorch_model.bin", lambda path: path.write_text("of a stranger", encoding="utf-8")),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_that_is_whole(make_trainer, caplog, name, damage):
@@ -766,7 +770,7 @@ def test_evaluations_are_logged_at_their_interval_and_at_the_end(make_trainer, h
     last = metrics(trainer)[-1]
     assert last["frechet"] > 5 * last["frechet_floor"]  # after ten steps
     assert last["evaluation_images"] == 100
-    assert "| held-out loss, test split |" in (trainer.folder.pipeline / "README.md").read_text()
+    assert "| held-out loss, test split |" in (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
 
 
 def test_evaluations_change_nothing_in_the_training(make_trainer, held_out):
@@ -792,3 +796,38 @@ def test_a_finished_checkpoint_taken_elsewhere_gives_its_pipeline(make_trainer):
     second.train()
     assert (second.folder.pipeline / "samples.png").is_file()
     assert equal(first, second)
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_goes_on_and_changes_nothing(make_trainer):
+    first = make_trainer(checkpoint_every=5)
+    before = {path: path.read_bytes() for path in first.folder.path.rglob("*") if path.is_file()}
+    with first.folder.held():
+        for resume in (None, "latest"):
+            with pytest.raises(
+                FileExistsError, match="another run is writing in .*; wait for its end, or give another"
+            ):
+                make_trainer(resume=resume)
+    assert {path: path.read_bytes() for path in first.folder.path.rglob("*") if path.is_file()} == before
+    first.train()
+    another_process()
+    assert make_trainer(resume="latest").finished
+
+
+def test_a_run_that_another_has_overtaken_since_it_was_made_is_refused(make_trainer):
+    first, second = make_trainer(), make_trainer()
+    first.train()
+    with pytest.raises(FileExistsError, match="another run has written in .*; start again with --resume latest"):
+        second.train()
+
+
+def test_a_killed_run_leaves_no_lock_behind(make_trainer, tmp_path):
+    (tmp_path / "run").mkdir()
+    hold = "import sys, pathlib, time; from denoiser.files import locked; f = locked(pathlib.Path(sys.argv[1])); "
+    hold += "print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "run" / ".lock"], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    with pytest.raises(FileExistsError, match="another run is writing"):
+        make_trainer()
+    holder.kill()
+    holder.wait()
+    make_trainer().train()

@@ -1,0 +1,258 @@
+"""What the environment's variables may change in a run, so that none of them beats a setting silently.
+
+Each variable that Accelerate, torch.distributed, MPI or a job script exports is honoured, ignored with one line that
+says so, or refused in one line. `docs/environment.md` lists them.
+"""
+
+import os
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils import str_to_bool
+
+# What a launcher sets all of, by the family of its variables; some of them alone are left over from elsewhere.
+LAUNCHES = {
+    "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+}
+# What goes with a launch, and means nothing without one.
+WITH_LAUNCH = {
+    "torch": ("LOCAL_WORLD_SIZE",),
+    "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    "MVAPICH": ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    "Intel MPI": ("MPI_LOCALNRANKS",),
+}
+FSDP = "ACCELERATE_USE_FSDP"
+SWITCHES = ("ACCELERATE_USE_CPU", FSDP, "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED")
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism other than of data",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+PRECISIONS = ("no", "bf16", "fp16")
+# How the launcher leaves what a compilation reads, where nobody asked for anything else.
+COMPILING = {
+    "ACCELERATE_DYNAMO_MODE": "default",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+}
+NOT_COMPILING = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
+ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+PRECISION, BACKEND, DEVICE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_TORCH_DEVICE"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+RECORDED = (*SWITCHES, DEVICE, *THREADS)
+
+LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun")
+TORCH_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
+
+
+def launcher() -> psutil.Process | None:
+    """Return the process of the launcher that started this one, by its command line; None if no launcher did.
+
+    No variable tells: each may be left over in a shell that ends while the run goes on.
+    """
+    try:
+        parent = psutil.Process().parent()
+        words = [] if parent is None else parent.cmdline()
+    except psutil.Error:  # a parent of another user, or one that has just ended
+        return None
+    python = bool(words) and Path(words[0]).name.lower().startswith("python")
+    launches = any(Path(word).stem in LAUNCHERS or word in (*LAUNCHERS, *TORCH_LAUNCHERS) for word in words[1:])
+    return parent if python and launches else None
+
+
+def exported(environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
+    """Return the variables as the user exported them: those of the launcher's own process, if there is one."""
+    parent = launcher()
+    try:
+        return environment if parent is None else parent.environ()
+    except psutil.Error:
+        return environment
+
+
+def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Keep what a launcher has set for the processes of a run, and take the leftovers of one out of the environment.
+
+    Returns:
+        A line for each variable that is ignored.
+
+    Raises:
+        ValueError: If a variable has no sensible value, asks for what this project has not, or the launcher was asked
+            for several processes and started one.
+    """
+    for name in (*SWITCHES, *REFUSED):
+        if _is_on(environment, name) and name in REFUSED:
+            raise ValueError(f"{name} is set, and {REFUSED[name]} is not supported; unset it")
+    _check_device(environment)
+    lines = []
+    for family, names in LAUNCHES.items():
+        if all(environment.get(name) for name in names):
+            _check_launch(environment, names)
+            continue
+        if family == "torch":
+            _check_started(environment)
+        left_over = [name for name in (*names, *WITH_LAUNCH[family]) if name in environment]
+        lines += [
+            f"{name}={environment.pop(name)} is ignored: no launcher of several processes has set it"
+            for name in left_over
+        ]
+    return lines
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What of the environment goes into a run's settings.
+
+    Attributes:
+        settings: Of the run's `training` section, where the environment decides them.
+        lines: One for each variable that is ignored.
+    """
+
+    settings: dict[str, Any]
+    lines: list[str]
+
+
+def settle_training(
+    precision: str,
+    compiled: bool,
+    accumulation: int,
+    device: torch.device,
+    environment: MutableMapping[str, str] = os.environ,
+) -> Settled:
+    """Weigh the variables against the settings that they are about, and take the ignored ones out of the environment.
+
+    A precision is honoured where the run leaves it to the device; so is a compilation that the launcher was asked for.
+
+    Args:
+        precision: `training.mixed_precision`.
+        compiled: `training.compile`.
+        accumulation: `training.gradient_accumulation_steps`.
+        device: Where the run computes.
+        environment: The variables.
+
+    Raises:
+        ValueError: If a variable asks for a precision or a compiler that this project has not.
+    """
+    settings = {**_precision(precision, device, environment), **_compilation(compiled, environment)}
+    ignored = {name: "training.compile has no such choice" for name in COMPILING if not _usual(name, environment)}
+    wanted = environment.get(PRECISION, "no").lower()
+    if wanted not in ("no", settings.get("mixed_precision", precision)):
+        ignored[PRECISION] = f"training.mixed_precision is {precision}"
+    if environment.get(ACCUMULATION, str(accumulation)) != str(accumulation):
+        ignored[ACCUMULATION] = f"training.gradient_accumulation_steps is {accumulation}"
+    replaced = _replaced_by_launcher(environment)
+    return Settled(settings, [*_drop(environment, ignored), *replaced])
+
+
+def _precision(precision: str, device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the precision that the environment decides; "no" is what `accelerate launch` sets by itself."""
+    wanted = environment.get(PRECISION, "no").lower()
+    if wanted not in PRECISIONS:
+        raise ValueError(f"{PRECISION} is '{wanted}'; it is one of {', '.join(PRECISIONS)}")
+    if (precision, wanted, device.type) == ("auto", "fp16", "cpu"):
+        raise ValueError(f"{PRECISION} is fp16, which needs a GPU; unset it")
+    return {"mixed_precision": wanted} if precision == "auto" and wanted != "no" else {}
+
+
+def _compilation(compiled: bool, environment: Mapping[str, str]) -> dict[str, bool]:
+    """Return whether to compile, where the environment asks for it."""
+    backend = environment.get(BACKEND, "no").lower()
+    if backend not in ("no", "inductor"):
+        raise ValueError(f"{BACKEND} is '{backend}'; networks are compiled with inductor, or not at all")
+    compiled = compiled or backend == "inductor"
+    for name in NOT_COMPILING:
+        if compiled and _is_on(environment, name):
+            raise ValueError(f"{name} is set, and the network shall be compiled; unset it, or leave compile off")
+    return {"compile": compiled}
+
+
+def _usual(name: str, environment: Mapping[str, str]) -> bool:
+    return environment.get(name, COMPILING[name]).lower() == COMPILING[name].lower()
+
+
+def _drop(environment: MutableMapping[str, str], ignored: Mapping[str, str]) -> list[str]:
+    """Take variables out of the environment; returns a line for each, with the reason."""
+    return [f"{name}={environment.pop(name)} is ignored: {reason}" for name, reason in ignored.items()]
+
+
+def processes_launched(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes a launcher has started, after `settle_processes`."""
+    return max(int(environment.get(names[1], "1")) for names in LAUNCHES.values())
+
+
+def ignore_splitting(environment: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Take FSDP out of the environment where there is nothing to split weights among; returns the line that says so."""
+    if not _is_on(environment, FSDP):
+        return []
+    return _drop(environment, {FSDP: "weights are split among GPUs only, with a process for each"})
+
+
+def recorded() -> dict[str, str]:
+    """Return what the user has exported that a run goes by and no setting of it names."""
+    theirs = exported()
+    return {name: theirs[name] for name in RECORDED if theirs.get(name)}
+
+
+def _replaced_by_launcher(environment: Mapping[str, str]) -> list[str]:
+    """Return a line for each variable that the user exported and `accelerate launch` has set otherwise."""
+    names, theirs = (PRECISION, BACKEND, *COMPILING), exported(environment)
+    return [
+        f"{name}={theirs[name]} is ignored: accelerate launch was started with {environment[name].lower()}"
+        for name in names
+        if name in environment and theirs.get(name, environment[name]).lower() != environment[name].lower()
+    ]
+
+
+def _check_started(environment: Mapping[str, str]) -> None:
+    """Raise `ValueError` if the launcher was asked for several processes and started one.
+
+    Without mpirun, `accelerate launch --cpu --num_processes 2` starts one and says nothing. The only trace is the
+    address of the first process, which it sets for several only.
+    """
+    theirs, address = exported(environment), ("MASTER_ADDR", "MASTER_PORT")
+    if theirs is not environment and any(environment.get(name) != theirs.get(name) for name in address):
+        raise ValueError(
+            "the launcher was asked for several processes, and 1 is at work; on CPUs use "
+            "accelerate launch --config_file configs/accelerate/two_cpu_processes.yaml, or torchrun --nproc_per_node 2"
+        )
+
+
+def _check_launch(environment: Mapping[str, str], names: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless rank, number of processes and local rank are numbers that agree."""
+    rank, size, local = (environment[name] for name in names[:3])
+    if not (rank.isdecimal() and size.isdecimal() and local.isdecimal() and int(local) <= int(rank) < int(size)):
+        told = ", ".join(f"{name}={environment[name]}" for name in names[:3])
+        raise ValueError(f"{told} cannot be: they are whole numbers, rank below size; unset them, or use a launcher")
+
+
+def _check_device(environment: Mapping[str, str]) -> None:
+    """Raise `ValueError` if the device that is asked for is not there."""
+    device = environment.get(DEVICE)
+    if not device:
+        return
+    there, current = ["cpu"], torch.accelerator.current_accelerator()
+    if current is not None and torch.accelerator.is_available():
+        there += [current.type, *(f"{current.type}:{index}" for index in range(torch.accelerator.device_count()))]
+    if device not in there:
+        raise ValueError(f"{DEVICE} is '{device}', and this machine has {', '.join(there)}; unset it")
+
+
+def _is_on(environment: Mapping[str, str], name: str) -> bool:
+    """Return whether a switch is on.
+
+    Raises:
+        ValueError: If its value is neither on nor off.
+    """
+    value = environment.get(name) or "false"
+    try:
+        return bool(str_to_bool(value))
+    except ValueError as error:
+        raise ValueError(f"{name} is '{value}'; give true or false, or unset it") from error
