@@ -23,7 +23,7 @@ from denoiser.evaluation.writing import check_report_folder, write_report
 from denoiser.training import TrackingConfig
 from denoiser.training.card import update_card
 from denoiser.training.processes import optional, share_out, start_process
-from denoiser.training.tracking import start_wandb
+from denoiser.training.tracking import close_wandb, start_wandb
 from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
 from pipelines.sampling import own_sampler
 from pipelines.schedulers import distilled_calls
@@ -111,7 +111,7 @@ def main() -> None:
     check_report_folder(folder)
     tracked = options.tracking.mode != "disabled"
     start_process()
-    accelerator = Accelerator(cpu=must_use_cpu(), log_with="wandb" if tracked else None)
+    accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no", log_with="wandb" if tracked else None)
     judge = load_judge()
     with accelerator.main_process_first():
         train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
@@ -142,8 +142,8 @@ def main() -> None:
                 tracker.log_images({name: [picture] for name, picture in pictures.items()})
         if options.pipeline and not options.output_dir and not shipped:
             update_card(judged, report)
-    with optional("closing wandb"):
-        accelerator.end_training()
+    if tracked and (sync_command := close_wandb(accelerator, folder)):
+        accelerator.print(f"logged offline; to upload: {sync_command}")
 
 
 if __name__ == "__main__":

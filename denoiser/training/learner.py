@@ -70,7 +70,8 @@ class Learner:
         self.components = components(model, scheduler)  # before FSDP makes another class of it
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
-        self._check_images()
+        self.check_images(images)
+        self._check_label_dropout()
         check_noise_schedule(scheduler)
 
         self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
@@ -224,15 +225,15 @@ class Learner:
         """Seed a network's own draws, such as dropout, which come from PyTorch's global generator."""
         torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
 
-    def _check_images(self) -> None:
-        shape, names = tuple(self.images.images.shape[1:]), self.images.class_names
+    def check_images(self, images: ImageSet) -> None:
+        """Raise `ValueError` if the network has other channels, sizes or classes than the images."""
+        shape, names = tuple(images.images.shape[1:]), images.class_names
         if shape != self.image_shape:
             raise ValueError(f"the images are {shape} (channels, height, width), the model wants {self.image_shape}")
         if (out_channels := self.raw_model.config.out_channels) != shape[0]:
             raise ValueError(f"the model has out_channels {out_channels}, the images have {shape[0]} channels")
         if self.num_classes not in (None, len(names)):
             raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
-        self._check_label_dropout()
 
     def _check_label_dropout(self) -> None:
         """Raise `ValueError` if labels shall be dropped, and the network has none or no null label."""

@@ -137,12 +137,23 @@ def start_wandb(
     return mode
 
 
-def _wait_for_wandb() -> None:
-    """Wait until all that was logged is written: wandb's own process may still be at it when a run is finished."""
+def close_wandb(accelerator: Accelerator, run_dir: Path) -> str | None:
+    """Close wandb, and return the command that uploads what is logged offline, or None if there is nothing to upload.
+
+    A run that was resumed has a folder for each part, to be uploaded in their order.
+    """
     import wandb
 
-    if wandb.run is None:  # or it would end a run of somebody else in this process
-        wandb.teardown()
+    with optional("closing wandb"):
+        accelerator.end_training()
+        if wandb.run is None:  # or a run of somebody else in this process would end
+            wandb.teardown()  # waits until all is written, which wandb's own process may still be at
+    parts = sorted((run_dir / "wandb").glob("offline-run-*"))
+    parts = [part for part in parts if not any(part.glob("*.synced"))]
+    if not parts or not accelerator.is_main_process:
+        return None
+    program = shutil.which("wandb", path=Path(sys.executable).parent) or "wandb"
+    return shlex.join([program, "sync", *(str(part.resolve()) for part in parts)])
 
 
 def wandb_id(run_dir: Path, writes: bool) -> str:
@@ -177,7 +188,7 @@ class Tracker:
         first_step: int,
     ) -> None:
         self.accelerator = accelerator
-        self.metrics_path, self.wandb_folder = folder.metrics, folder.path / "wandb"
+        self.metrics_path, self.run_dir = folder.metrics, folder.path
         self.mode: str = config.mode
         self.written, self.unwritten = 0, b""  # the length of the file's whole lines, and what could not be added
         if accelerator.is_main_process:
@@ -226,23 +237,10 @@ class Tracker:
             self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(artifact)
 
     def finish(self) -> str | None:
-        """Close wandb. Returns the command that uploads what is logged offline, or None if there is nothing to upload.
-
-        A run that was resumed has a folder for each part, to be uploaded in their order.
-        """
+        """Close wandb. Returns the command that uploads what is logged offline, or None if there is nothing."""
         if self.unwritten:
             self._write()
-        if self.mode == "disabled":
-            return None
-        with optional("closing wandb"):
-            self.accelerator.end_training()
-            _wait_for_wandb()
-        parts = sorted(self.wandb_folder.glob("offline-run-*"))
-        parts = [part for part in parts if not any(part.glob("*.synced"))]
-        if not parts or not self.accelerator.is_main_process:
-            return None
-        wandb = shutil.which("wandb", path=Path(sys.executable).parent) or "wandb"
-        return shlex.join([wandb, "sync", *(str(part.resolve()) for part in parts)])
+        return None if self.mode == "disabled" else close_wandb(self.accelerator, self.run_dir)
 
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""

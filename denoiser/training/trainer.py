@@ -104,6 +104,7 @@ class Trainer:
         check_sampling(config.sampling, model, self.sampler)
         self.probe: Probe | None = None
         if held_out is not None:
+            self.learner.check_images(held_out)
             self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))

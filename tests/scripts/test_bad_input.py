@@ -65,6 +65,27 @@ def train_error(error_of):
         ("--scheduler.beta_end 3", "betas go from 0.0001 to 3"),
         ("--scheduler.beta_schedule sigmoid", "scheduler 'sde-dpmsolver++' cannot take this noise schedule"),
         ("--scheduler.variance_type learned_range", "these networks predict no variance"),
+        ("--scheduler.variance_type fixed_large_log", "with which diffusers draws no numbers; use fixed_large"),
+        ("--scheduler.timestep_spacing trailing", "timestep_spacing is trailing, and changes nothing: a training uses"),
+        ("--scheduler.steps_offset 1", "steps_offset is 1, and changes nothing: a training uses every timestep"),
+        ("--scheduler.beta_schedule squaredcos_cap_v2 --scheduler.beta_end 0.1", "squaredcos_cap_v2 has no ends"),
+        ("--scheduler.sample_max_value 2", "sample_max_value is 2.0, and changes nothing: thresholding is off"),
+        ("--scheduler.dynamic_thresholding_ratio 0.9", "dynamic_thresholding_ratio is 0.9, and changes nothing"),
+        ("--scheduler.clip_sample false --scheduler.clip_sample_range 2", "changes nothing: clip_sample is off"),
+        ("--scheduler.thresholding true --scheduler.clip_sample_range 2", "thresholding takes the place of clipping"),
+        ("--scheduler.rescale_betas_zero_snr true", "the share of noise goes from 0.0001 to 1; it must be above 0"),
+        (
+            "--scheduler.num_train_timesteps 2 --scheduler.trained_betas [0,0.5]",
+            "the share of noise goes from 0 to 0.5",
+        ),
+        (
+            "--scheduler.num_train_timesteps 2 --scheduler.trained_betas [0.1,0.5] --scheduler.beta_end 0.5",
+            "beta_end is 0.5, and changes nothing: trained_betas are given",
+        ),
+        (
+            "--model.num_class_embeds null --training.label_dropout 0.3",
+            "label_dropout is 0.3, and the network takes no",
+        ),
         ("--training.seed 99999999999999999999", "seed is 99999999999999999999; it must be from 0 to below 2^64"),
         ("--training.weight_decay .nan", "weight_decay is nan"),
         ("--training.max_minutes .inf", "max_minutes is inf"),
@@ -96,6 +117,26 @@ def test_training(train_error, tmp_path, arguments, message):
 def test_a_config_with_what_yaml_reads_otherwise(train_error, tmp_path, content, message):
     (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     assert message in train_error("--config", tmp_path / "config.yaml")
+
+
+def test_a_network_without_a_null_label(error_of):
+    config = (
+        "--config",
+        ROOT / "configs" / "unet2dmodel.yaml",
+        "--data.root",
+        DATA_ROOT,
+        "--tracking.mode",
+        "disabled",
+    )
+    line = error_of(train, *config, "--model.num_class_embeds", "10")
+    assert "UNet2DModel has no null label to put in a label's place; give --training.label_dropout 0" in line
+
+
+def test_a_config_that_is_not_utf8(train_error, tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"output_dir: r\xfcn\n")
+    assert "config.yaml is not UTF-8 text (invalid start byte at byte 13)" in train_error(
+        "--config", tmp_path / "config.yaml"
+    )
 
 
 def test_training_that_diverges(train_error):

@@ -149,6 +149,32 @@ def test_what_a_job_script_exports_changes_no_launched_run_and_is_told(smoke_run
     assert (tmp_path / "run" / name).read_bytes() == (smoke_run[0] / name).read_bytes()
 
 
+def test_a_locale_without_the_letters_changes_nothing(tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    config = tmp_path / "설정.yaml"
+    smoke = (ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8")
+    config.write_text(f"# 작은 실험\n{smoke}", encoding="utf-8")
+    options = [
+        "scripts/train.py",
+        "--config",
+        str(config),
+        "--data.root",
+        str(DATA_ROOT),
+        "--tracking.mode",
+        "disabled",
+    ]
+    options += ["--output_dir", str(tmp_path / "실험"), "--resume", "latest", "--training.checkpoint_every", "5"]
+    for steps in ("5", "10"):
+        ended = command(*options, "--training.max_steps", steps, **ascii_only)
+        assert ended.returncode == 0, ended.stderr
+    assert "resume latest" in (tmp_path / "실험" / "pipeline" / "README.md").read_text(encoding="utf-8")
+    assert "실험" in (tmp_path / "실험" / "pipeline" / "README.md").read_text(encoding="utf-8")
+    drawn = [*("--num_images", "2", "--steps", "2"), "--output", str(tmp_path / "그림.png")]
+    ended = command("scripts/sample.py", "--pipeline", str(tmp_path / "실험" / "pipeline"), *drawn, **ascii_only)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "그림.png").is_file()
+
+
 def test_a_finished_run_says_that_it_is(smoke_run):
     run_dir, _ = smoke_run
     ended = command(*SMOKE, "--output_dir", str(run_dir), "--resume", "latest", "--tracking.mode", "disabled")

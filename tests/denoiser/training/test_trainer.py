@@ -1,3 +1,4 @@
+import getpass
 import json
 import math
 import os
@@ -5,16 +6,19 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 import wandb
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import is_compiled_module
+from diffusers import UNet2DModel
 from PIL import Image
 
 from denoiser import UNet
@@ -831,3 +835,30 @@ def test_a_killed_run_leaves_no_lock_behind(make_trainer, tmp_path):
     holder.kill()
     holder.wait()
     make_trainer().train()
+
+
+def test_a_network_without_a_null_label_trains_with_every_label_kept(make_trainer):
+    model = UNet2DModel(
+        *(16, 1, 1),
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        num_class_embeds=10,
+    )
+    trainer = make_trainer(model=model, label_dropout=0.0, max_steps=2)
+    trainer.train()
+    assert load_pipeline(trainer.folder.pipeline).num_classes == 10
+
+
+def test_nothing_that_a_run_shares_tells_where_it_was_made(make_trainer, tmp_path, monkeypatch):
+    tiny_unet().save_pretrained(tmp_path / "before")
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(model=UNet.from_pretrained(tmp_path / "before").train())
+    trainer.train()
+    told = [str(tmp_path), str(Path.home()), socket.gethostname(), getpass.getuser()]
+    shared = [path for path in trainer.folder.path.rglob("*") if path.is_file()]
+    assert {"README.md", "model_index.json", "config.json", "state.json"} <= {path.name for path in shared}
+    for path in shared:
+        content = path.read_bytes().replace(f"output_dir: {trainer.config.output_dir}".encode(), b"")  # which was typed
+        assert [word for word in told if len(word) > 4 and word.encode() in content] == []
