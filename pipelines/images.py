@@ -28,8 +28,15 @@ def quantised(images: Tensor) -> Tensor:
     return (images * 255).round().byte()
 
 
+def _greys_or_colours(images: Tensor) -> Tensor:
+    """Return images of one or three channels; other channels are laid side by side."""
+    return images if images.shape[1] in (1, 3) else rearrange(images, "b c h w -> b 1 h (c w)")
+
+
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Image.Image:
     """Lay images out row by row, each pixel `scale` pixels wide.
+
+    Channels that are neither one of grey nor three of colour stand side by side, each as grey.
 
     Args:
         images: `(count, channels, height, width)` in [0, 1].
@@ -38,7 +45,7 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
     """
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     check_positive(columns=columns, scale=scale)
-    large = images.repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+    large = _greys_or_colours(images).repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
     return to_pil_image(quantised(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5)).cpu())
 
 
@@ -144,7 +151,7 @@ def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
     check_new_folder(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        for index, image in enumerate(quantised(images)):
+        for index, image in enumerate(quantised(_greys_or_colours(images))):
             to_pil_image(image).save(temporary / f"{index:05d}.png")
 
 

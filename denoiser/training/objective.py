@@ -68,6 +68,8 @@ def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:
         idle |= dict.fromkeys(("beta_schedule", "beta_start", "beta_end"), "trained_betas are given")
     elif config["beta_schedule"] == "squaredcos_cap_v2":
         idle |= dict.fromkeys(("beta_start", "beta_end"), "squaredcos_cap_v2 has no ends to choose")
+    if config["thresholding"] and config["sample_max_value"] == 1:
+        idle["thresholding"] = "at sample_max_value 1 it clips there, as clip_sample does by default"
     if config["thresholding"]:
         idle["clip_sample_range"] = "thresholding takes the place of clipping"
     else:

@@ -72,7 +72,10 @@ def train_error(error_of):
         ("--scheduler.sample_max_value 2", "sample_max_value is 2.0, and changes nothing: thresholding is off"),
         ("--scheduler.dynamic_thresholding_ratio 0.9", "dynamic_thresholding_ratio is 0.9, and changes nothing"),
         ("--scheduler.clip_sample false --scheduler.clip_sample_range 2", "changes nothing: clip_sample is off"),
-        ("--scheduler.thresholding true --scheduler.clip_sample_range 2", "thresholding takes the place of clipping"),
+        (
+            "--scheduler.thresholding true --scheduler.sample_max_value 2 --scheduler.clip_sample_range 2",
+            "thresholding takes the place of clipping",
+        ),
         ("--scheduler.rescale_betas_zero_snr true", "the share of noise goes from 0.0001 to 1; it must be above 0"),
         (
             "--scheduler.num_train_timesteps 2 --scheduler.trained_betas [0,0.5]",

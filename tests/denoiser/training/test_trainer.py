@@ -804,8 +804,8 @@ def test_a_finished_checkpoint_taken_elsewhere_gives_its_pipeline(make_trainer):
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_goes_on_and_changes_nothing(make_trainer):
     first = make_trainer(checkpoint_every=5)
-    before = {path: path.read_bytes() for path in first.folder.path.rglob("*") if path.is_file()}
     with first.folder.held():
+        before = {path: path.read_bytes() for path in first.folder.path.rglob("*") if path.is_file()}
         for resume in (None, "latest"):
             with pytest.raises(
                 FileExistsError, match="another run is writing in .*; wait for its end, or give another"
@@ -862,3 +862,35 @@ def test_nothing_that_a_run_shares_tells_where_it_was_made(make_trainer, tmp_pat
     for path in shared:
         content = path.read_bytes().replace(f"output_dir: {trainer.config.output_dir}".encode(), b"")  # which was typed
         assert [word for word in told if len(word) > 4 and word.encode() in content] == []
+
+
+def test_images_of_two_channels_are_shown_channel_beside_channel(make_trainer, some_images):
+    both = torch.cat([some_images.images, 255 - some_images.images], dim=1)
+    images = ImageSet(both, some_images.labels, some_images.class_names)
+    trainer = make_trainer(model=tiny_unet(in_channels=2, out_channels=2), images=images, max_steps=1)
+    trainer.train()
+    grids = (trainer.folder.grid(1), trainer.folder.pipeline / "samples.png")
+    for path in grids:
+        with Image.open(path) as grid:
+            assert grid.mode == "RGB"
+            assert grid.size == (2 * (2 * 64 + 2) + 2, 2 * (64 + 2) + 2)
+
+
+def test_a_network_that_draws_no_numbers_still_leaves_its_pipeline(make_trainer, held_out, caplog):
+    trainer = make_trainer(held_out=held_out, max_steps=2, evaluation_images=100, sample_every=1)
+    trainer.learner.ema.shadow_params[0].fill_(math.nan)
+    trainer.train()
+    assert trainer.finished
+    for what in ("the grid ", "an evaluation", "the model card"):
+        lines = [line for line in caplog.messages if line.startswith(what)]
+        assert lines
+        assert all("not finite" in line and line.endswith("); going on") for line in lines)
+    assert "frechet" not in metrics(trainer)[-1]
+
+
+def test_a_place_where_no_grid_can_be_written_does_not_end_a_run(make_trainer, caplog):
+    trainer = make_trainer(max_steps=2, sample_every=1)
+    trainer.folder.grid(0).parent.write_text("in the way", encoding="utf-8")
+    trainer.train()
+    assert trainer.finished
+    assert sum("the grid" in line and line.endswith("); going on") for line in caplog.messages) == 2

@@ -1,0 +1,101 @@
+"""Each option of the training's scheduler changes what it says it changes, or is refused."""
+
+import inspect
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from denoiser.training.objective import check_noise_schedule, prediction_target
+from pipelines import SCHEDULERS, DenoisingPipeline, SamplingConfig, draw_samples, make_scheduler
+from tests.conftest import tiny_unet
+
+THRESHOLDING = {"thresholding": True, "sample_max_value": 1.5}
+# For each option: other options that it needs, its value, and what shows the change.
+EFFECTS = {
+    "num_train_timesteps": ({}, 500, "noise"),
+    "beta_start": ({}, 0.001, "noise"),
+    "beta_end": ({}, 0.03, "noise"),
+    "beta_schedule": ({}, "squaredcos_cap_v2", "noise"),
+    "trained_betas": ({"num_train_timesteps": 3}, [0.1, 0.2, 0.4], "noise"),
+    "rescale_betas_zero_snr": ({"prediction_type": "v_prediction"}, True, "noise"),
+    "prediction_type": ({}, "v_prediction", "target"),
+    "variance_type": ({}, "fixed_large", "ddpm"),
+    "clip_sample": ({}, False, "ddpm ddim dpmsolver++ sde-dpmsolver++ unipc deis lcm"),
+    "clip_sample_range": ({}, 0.5, "ddpm ddim lcm"),
+    "thresholding": ({"sample_max_value": 1.5}, True, "ddpm ddim dpmsolver++ sde-dpmsolver++ unipc deis"),
+    "sample_max_value": (THRESHOLDING, 2.5, "ddpm ddim dpmsolver++ sde-dpmsolver++ unipc deis"),
+    "dynamic_thresholding_ratio": (THRESHOLDING, 0.6, "ddpm ddim dpmsolver++ sde-dpmsolver++ unipc deis"),
+}
+REFUSED = {"timestep_spacing": "trailing", "steps_offset": 1}
+DEFAULTS = {name: entry.default for name, entry in inspect.signature(DDPMScheduler).parameters.items()}
+
+
+def drawn(config, sampler):
+    """Draw with a network whose predicted images go far beyond the data's range."""
+    unet = tiny_unet()
+    with torch.no_grad():
+        unet.head[-1].weight.mul_(20)
+    pipeline = DenoisingPipeline(unet, make_scheduler(sampler, config))
+    return draw_samples(pipeline, SamplingConfig(num_images=2, steps=3, scheduler=sampler))
+
+
+def witnessed(options, what):
+    """Return what an option shall change."""
+    scheduler = DDPMScheduler(**options)
+    images, noise = torch.full((3, 1, 4, 4), 0.5), torch.ones(3, 1, 4, 4)
+    if what in SCHEDULERS:
+        return drawn(scheduler.config, what)
+    if what == "target":
+        return prediction_target(scheduler, images, noise, torch.tensor([0, 1, 2]))
+    return scheduler.alphas_cumprod
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_an_option_of_the_scheduler_changes_what_it_is_for(name):
+    needed, value, witnesses = EFFECTS[name]
+    plain = {option: needed[option] for option in needed if option != name}
+    if name not in ("thresholding", "trained_betas"):
+        check_noise_schedule(DDPMScheduler(**plain))
+    check_noise_schedule(DDPMScheduler(**{**plain, name: value}))
+    for what in witnesses.split():
+        before, after = witnessed(plain, what), witnessed({**plain, name: value}, what)
+        assert before.shape != after.shape or not torch.equal(before, after), what
+
+
+@pytest.mark.parametrize("name", [name for name in EFFECTS if set(EFFECTS[name][2].split()) & set(SCHEDULERS)])
+def test_a_sampler_that_cannot_do_as_the_training_says_is_refused(name):
+    needed, value, witnesses = EFFECTS[name]
+    config = DDPMScheduler(**{**needed, name: value}).config
+    for sampler in set(SCHEDULERS) - set(witnesses.split()):
+        if name in ("variance_type", "clip_sample"):  # which other samplers have no use for, or never do
+            make_scheduler(sampler, config)
+        else:
+            with pytest.raises(ValueError, match=f"scheduler '{sampler}' cannot take .*(clip|thresholding)"):
+                make_scheduler(sampler, config)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_option_without_an_effect_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is {REFUSED[name]}, and changes nothing"):
+        check_noise_schedule(DDPMScheduler(**{name: REFUSED[name]}))
+
+
+def test_no_option_of_the_scheduler_is_left_out():
+    assert {*EFFECTS, *REFUSED} == set(DEFAULTS)
+
+
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_the_defaults_draw_as_they_did(sampler):
+    """A saved pipeline carries them; so does one that was saved with a sampler of ours."""
+    own = make_scheduler(sampler, DDPMScheduler().config)
+    again = make_scheduler(sampler, own.config)
+    assert {**own.config} == {**again.config}
+    assert own.config.get("clip_sample", True) is True
+    assert own.config.get("clip_sample_range", 1.0) == 1.0
+    assert own.config.get("sample_max_value", 1.0) == 1.0
+
+
+def test_thresholding_that_only_clips_is_refused():
+    with pytest.raises(ValueError, match="thresholding is True, and changes nothing: at sample_max_value 1 it clips"):
+        check_noise_schedule(DDPMScheduler(thresholding=True))
