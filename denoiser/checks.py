@@ -1,7 +1,11 @@
 """Checks of what a user can get wrong, each with the value, what was expected and what to do."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
+from numbers import Real
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 LARGEST = 2**31 - 1  # which the libraries can all count to
 
@@ -50,3 +54,29 @@ def did_you_mean(word: str, possible: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in possible}
     nearest = get_close_matches(word.lower(), by_lower, n=1)
     return f" (did you mean '{by_lower[nearest[0]]}'?)" if nearest else ""
+
+
+def check_kinds(config: Any) -> None:
+    """Raise `ValueError` for the first field of a dataclass that holds no number, switch or choice where it should.
+
+    Whole numbers are left to `check_positive`.
+    """
+    for entry in fields(config):
+        _check_kind(entry.name, getattr(config, entry.name), entry.type)
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    options = get_args(kind)
+    if get_origin(kind) is Literal and value not in options:
+        raise ValueError(f"{name} is {value!r}; it is one of {', '.join(map(str, options))}")
+    if NoneType in options and value is not None:
+        _check_kind(name, value, next(option for option in options if option is not NoneType))
+    if get_origin(kind) is tuple and not (isinstance(value, (tuple, list)) and len(value) == len(options)):
+        raise ValueError(f"{name} is {value!r}; give {len(options)} numbers")
+    if get_origin(kind) is tuple:
+        for part, option in zip(value, options, strict=True):
+            _check_kind(name, part, option)
+    if kind is float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    if kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}; it must be True or False")

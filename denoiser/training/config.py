@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from denoiser.checks import check_between, check_divisible, check_positive, check_seed
+from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed
 from pipelines import SamplingConfig
 
 
@@ -90,6 +90,7 @@ class TrainingConfig:
     max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.max_steps is None and self.max_minutes is None:
             raise ValueError("the run has no end: give training.max_steps or training.max_minutes")
         if self.max_steps is not None:
@@ -137,6 +138,9 @@ class TrackingConfig:
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
 
 
 @dataclass(frozen=True)
