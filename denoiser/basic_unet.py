@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from denoiser.checks import check_divisible, check_positive, pair
 from denoiser.embeddings import batched_timestep, sinusoidal_embedding
+from denoiser.plain import plain_arguments
 
 
 def conv_norm_relu(in_channels: int, out_channels: int) -> list[nn.Module]:
@@ -90,6 +91,7 @@ class BasicUNet(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ("DownBlock", "UpBlock")
 
+    @plain_arguments
     @register_to_config
     def __init__(
         self,

@@ -7,6 +7,8 @@ from numbers import Real
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
+from denoiser.plain import settle_fields
+
 LARGEST = 2**31 - 1  # which the libraries can all count to
 
 
@@ -37,12 +39,14 @@ def check_between(least: float, most: float, **numbers: float) -> None:
 
 def check_seed(seed: int) -> None:
     """Raise `ValueError` if a seed is negative or longer than PyTorch's 64 bits."""
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}; it must be from 0 to below 2^64")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}; it must be a whole number from 0 to below 2^64")
 
 
 def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
     """Raise `ValueError`, naming the nearest values that fit, if `divisor` does not divide `value`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} is {value}; it must be a whole number")
     if value % divisor or value < 1:
         below = max(value // divisor, 1) * divisor
         nearest = f"{below} or {below + divisor}"
@@ -57,10 +61,11 @@ def did_you_mean(word: str, possible: Iterable[str]) -> str:
 
 
 def check_kinds(config: Any) -> None:
-    """Raise `ValueError` for the first field of a dataclass that holds no number, switch or choice where it should.
+    """Raise `ValueError` for the first field of a frozen dataclass that is not of its kind.
 
-    Whole numbers are left to `check_positive`.
+    Numbers of NumPy and PyTorch become Python's own, paths strings.
     """
+    settle_fields(config)
     for entry in fields(config):
         _check_kind(entry.name, getattr(config, entry.name), entry.type)
 
@@ -76,6 +81,10 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
     if get_origin(kind) is tuple:
         for part, option in zip(value, options, strict=True):
             _check_kind(name, part, option)
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number")
+    if kind is str and not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be a string")
     if kind is float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise ValueError(f"{name} is {value!r}; it must be a number")
     if kind is bool and not isinstance(value, bool):

@@ -4,12 +4,14 @@ import numpy as np
 import torch
 
 from denoiser.checks import check_seed
+from denoiser.plain import plain_arguments
 
 # The first number of a key says what the draws are for, so that no two purposes share a stream.
 DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION, HELD_OUT, LIKELIHOOD, NETWORK, LOOKING = range(10)
 RESTORATION, DISTILLATION = range(10, 12)
 
 
+@plain_arguments
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:
     """Return a CPU generator whose stream is a function of the purpose, the seed and the position alone.
 

@@ -22,6 +22,7 @@ from denoiser.blocks import (
 )
 from denoiser.checks import check_divisible, check_positive, pair
 from denoiser.embeddings import LabelEmbedding, batched_timestep, sinusoidal_embedding
+from denoiser.plain import plain_arguments
 
 
 class EncoderLevel(nn.Module):
@@ -91,6 +92,7 @@ class UNet(ModelMixin, ConfigMixin):
     _no_split_modules = ("Block",)
     _skip_layerwise_casting_patterns = ("norm",)
 
+    @plain_arguments
     @register_to_config
     def __init__(
         self,

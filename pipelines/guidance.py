@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from denoiser.checks import check_between
+from denoiser.checks import check_between, check_kinds
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Guidance:
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not math.isfinite(self.scale):
             raise ValueError(f"guidance_scale is {self.scale}; it must be a finite number")
         check_between(0, 1, guidance_rescale=self.rescale)

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 
 from denoiser.checks import check_positive
 from denoiser.files import atomic_path, check_writable
+from denoiser.plain import plain_arguments
 
 PICTURES = (".png", ".jpg", ".webp")  # suffixes that say what is written
 
@@ -33,6 +34,7 @@ def _greys_or_colours(images: Tensor) -> Tensor:
     return images if images.shape[1] in (1, 3) else rearrange(images, "b c h w -> b 1 h (c w)")
 
 
+@plain_arguments
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Image.Image:
     """Lay images out row by row, each pixel `scale` pixels wide.
 
@@ -49,6 +51,7 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
     return to_pil_image(quantised(make_grid(large, nrow=columns, padding=scale // 2, pad_value=0.5)).cpu())
 
 
+@plain_arguments
 def named_grid(images: Tensor, names: Sequence[str], columns: int | None = None, scale: int = 4) -> Image.Image:
     """Lay images out as `image_grid` does, with their names: at the left of rows of one name, else under each image.
 
@@ -94,6 +97,7 @@ def _with_caption(cell: Image.Image, name: str) -> Image.Image:
     return picture
 
 
+@plain_arguments
 def stages_picture(stages: Sequence[Tensor], columns: int = 10, scale: int = 4) -> Image.Image:
     """Show how images change: a row for each image, its stages from left to right, evenly picked with the last.
 

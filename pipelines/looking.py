@@ -8,6 +8,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive
+from denoiser.plain import plain_arguments
 from denoiser.randomness import LOOKING, seeded_generator
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
@@ -15,6 +16,7 @@ from pipelines.sampling import SamplingConfig, draw_samples
 from pipelines.schedulers import adds_noise
 
 
+@plain_arguments
 def noising_stages(images: Tensor, scheduler: SchedulerMixin, stages: int = 10, seed: int = 0) -> list[Tensor]:
     """Return images as the forward process leaves them, from the image itself to the last timestep, evenly spaced.
 
@@ -55,6 +57,7 @@ def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
     return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
 
 
+@plain_arguments
 def interpolated(
     pipeline: DenoisingPipeline,
     config: SamplingConfig,

@@ -13,6 +13,7 @@ from skimage.restoration import estimate_sigma
 from torch import Tensor
 
 from denoiser.checks import check_positive
+from denoiser.plain import plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import CALL_SIZE, DenoisingPipeline, image_generators
 from pipelines.predictor import Predictor, predicted_image, predicted_noise
@@ -29,6 +30,7 @@ def estimated_noise(noisy: Tensor) -> Tensor:
     return torch.tensor(levels).nan_to_num(0.0)  # which images without any detail have
 
 
+@plain_arguments
 @torch.no_grad()
 def denoised(
     pipeline: DenoisingPipeline,
@@ -71,6 +73,7 @@ def denoised(
     return predicted_image(scheduler, scaled, prediction, timesteps).clamp(-1, 1)
 
 
+@plain_arguments
 @torch.no_grad()
 def inpainted(
     pipeline: DenoisingPipeline,
@@ -128,6 +131,7 @@ def inpainted(
     return (known * images + (1 - known) * sample).clamp(-1, 1)
 
 
+@plain_arguments
 @torch.no_grad()
 def inverted(
     pipeline: DenoisingPipeline,
@@ -164,6 +168,7 @@ def inverted(
     return sample
 
 
+@plain_arguments
 @torch.no_grad()
 def reconstructed(
     pipeline: DenoisingPipeline, noisy: Tensor, labels: Sequence[Label] | None = None, steps: int = 20

@@ -8,7 +8,8 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
-from denoiser.checks import check_positive, check_seed
+from denoiser.checks import check_kinds, check_positive, check_seed
+from denoiser.plain import plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
 from pipelines.guidance import Guidance
@@ -45,6 +46,7 @@ class SamplingConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
         check_scheduler_name(self.scheduler)
         check_seed(self.seed)
@@ -65,6 +67,7 @@ def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: Schedule
         raise ValueError(f"guidance_scale is {config.guidance_scale} and the network has no classes; leave it at 1")
 
 
+@plain_arguments
 def spread_labels(num_images: int, num_classes: int) -> list[int]:
     """Return labels that show every class about equally often, in order."""
     return [index * num_classes // num_images for index in range(num_images)]
@@ -126,6 +129,7 @@ def _parse_label(text: str) -> Label:
     return mixture
 
 
+@plain_arguments
 def draw_samples(
     pipeline: DenoisingPipeline,
     config: SamplingConfig,

@@ -22,6 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from denoiser.checks import check_positive, pair
 from denoiser.data.image_set import ImageSet
 from denoiser.files import atomic_path
+from denoiser.plain import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ COUNT = {"train": 60_000, "test": 10_000}
 IMAGE_HEADER, LABEL_HEADER = 16, 8  # bytes before the data in an idx file of three dimensions and of one
 
 
+@plain_arguments
 def load_fashion_mnist(
     root: str | Path = "data", split: Literal["train", "test"] = "train", size: int | Sequence[int] = 16
 ) -> ImageSet:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from diffusers import ModelMixin, SchedulerMixin
 
 from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed
+from denoiser.plain import settle_fields
 from pipelines import SamplingConfig
 
 
@@ -19,6 +20,9 @@ class DataConfig:
     """
 
     root: str = "data"
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class RunConfig:
     resume: str | None = None
 
     def __post_init__(self) -> None:
+        settle_fields(self)
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder for the run")
 

@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler, ModelMixin
 from einops import rearrange
 from torch import Tensor
 
-from denoiser.checks import check_positive
+from denoiser.checks import check_kinds, check_positive
 from denoiser.data import ImageSet
 from denoiser.device import in_best_layout
 from denoiser.randomness import DISTILLATION, seeded_generator
@@ -64,6 +64,7 @@ class DistillationConfig:
     own_starts: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_positive(calls=self.calls, critic_steps=self.critic_steps, denoising_steps=self.denoising_steps)
         if self.calls > MOST_CALLS:
             raise ValueError(f"calls is {self.calls}; it must be up to {MOST_CALLS}: the teacher can draw in more")
