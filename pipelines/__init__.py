@@ -1,4 +1,9 @@
-"""Diffusers pipelines: noise in, images out."""
+"""Diffusers pipelines: noise in, images out.
+
+After the import diffusers knows `DenoisingPipeline`: `DiffusionPipeline.from_pretrained` loads what it has saved.
+"""
+
+import diffusers
 
 from pipelines.denoising import DenoisingPipeline, load_pipeline
 from pipelines.guidance import Guidance
@@ -15,6 +20,8 @@ from pipelines.looking import interpolated, noising_stages, slerp
 from pipelines.pretrained import PRETRAINED, find_pipeline, load_pretrained
 from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
 from pipelines.schedulers import SCHEDULERS, make_scheduler
+
+diffusers.DenoisingPipeline = DenoisingPipeline  # where its loader looks a pipeline's class up
 
 __all__ = [
     "PRETRAINED",

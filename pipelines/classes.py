@@ -15,7 +15,8 @@ from denoiser.checks import did_you_mean
 Label = (
     int | str | Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
 )  # an index, a name, or a mixture: classes and their weights
-Labels = Label | Sequence[Label] | Tensor | np.ndarray
+OwnLabels = Label | Sequence[Label]
+Labels = OwnLabels | Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ClassReader:
         index = self.index(label)
         return self.names[index] if index < len(self.names) else str(index)
 
-    def read(self, labels: Label | Sequence[Label], batch_size: int) -> Classes:
+    def read(self, labels: OwnLabels, batch_size: int) -> Classes:
         """Return the classes of a batch; one label stands for all images.
 
         Raises:

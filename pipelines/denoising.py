@@ -2,11 +2,10 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
-import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -14,18 +13,23 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
-from denoiser.checks import check_between, check_positive, pair
+from denoiser.checks import check_positive, pair
+from denoiser.plain import plain_arguments
 from denoiser.randomness import SAMPLING, seeded_generator
-from pipelines.classes import ClassReader, Labels
+from pipelines.callbacks import TENSOR_INPUTS, StepCallback, StepReport
+from pipelines.classes import ClassReader, Labels, OwnLabels
 from pipelines.guidance import Guidance
 from pipelines.images import in_unit_range
 from pipelines.predictor import Predictor, predicted_image
-from pipelines.schedulers import accepted_by_step, check_steps, distilled_calls
+from pipelines.schedulers import distilled_calls
+from pipelines.stepping import Stepper
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+PICTURE_CHANNELS = (1, 3, 4)  # grey, colour, and colour with a mask
 # Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
 CALL_SIZE = 64
-StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+# What diffusers and safetensors raise for files that are damaged, or that need what is not installed.
+LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
 class DenoisingPipeline(DiffusionPipeline):
@@ -38,9 +42,11 @@ class DenoisingPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = TENSOR_INPUTS
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, class_names: Sequence[str] | None = None) -> None:
         super().__init__()
+        self._interrupt, self._num_timesteps = False, 0
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(class_names=None if class_names is None else list(class_names))
 
@@ -59,6 +65,22 @@ class DenoisingPipeline(DiffusionPipeline):
         """Channels, height and width of the images."""
         return (self.unet.config.in_channels, *pair(self.unet.config.sample_size))
 
+    @property
+    def num_timesteps(self) -> int:
+        """Number of timesteps of the last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the rest of a call's steps is left out, as a callback asks for by setting `_interrupt`."""
+        return self._interrupt
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """Make a pipeline of the parts of another, as diffusers does, whatever class its network is of."""
+        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+
+    @plain_arguments
     @torch.no_grad()
     def __call__(
         self,
@@ -77,6 +99,7 @@ class DenoisingPipeline(DiffusionPipeline):
         noise: Tensor | None = None,
         image: Tensor | None = None,
         strength: float = 1.0,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate a batch of images.
 
@@ -96,7 +119,7 @@ class DenoisingPipeline(DiffusionPipeline):
             return_dict: False for a plain tuple.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"sample": noisy, "clean": image})` after each
                 step, with the image predicted in it; both `(batch, channels, height, width)`. What it returns under
-                "sample" replaces the noisy images.
+                "sample" replaces the noisy images; it may return None.
             guidance_rescale: Share, 0 to 1, of guidance's change of contrast that is taken back.
             guidance_interval: Lowest and highest noise level sigma at which guidance acts (`pipelines.Guidance`);
                 None is everywhere.
@@ -106,80 +129,74 @@ class DenoisingPipeline(DiffusionPipeline):
             image: Images in [-1, 1], shaped as the batch, to change: noise is added, and the last of the steps take it
                 away (Meng et al. 2022, SDEdit).
             strength: Share of the steps that then are taken, above 0: 1 is all, which leave nothing of the image.
+            callback_on_step_end_tensor_inputs: Which tensors the callback is told: "sample" and "clean" by default, or
+                "latents", diffusers' name for the sample. A few schedulers do not tell their noise levels; with those
+                "clean" cannot be told.
 
         Returns:
             `ImagePipelineOutput` whose `images` are as `output_type` says.
 
         Raises:
-            ValueError: If a count, a label, the output type or the combination of arguments is wrong.
+            ValueError: If a count, a label, the output type or the combination of arguments is wrong, or the scheduler
+                cannot take these steps.
+            FloatingPointError: If the images are not finite after the last step.
         """
-        if isinstance(class_labels, (Tensor, np.ndarray)):
-            class_labels = class_labels.tolist()
         if batch_size is None:
             batch_size = _length(class_labels, seed)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval)
         if num_inference_steps is None:
             num_inference_steps = distilled_calls(self.scheduler.config) or 50
         check_positive(batch_size=batch_size)
-        check_steps(num_inference_steps, self.scheduler)
         self._check_randomness(batch_size, generator, seed)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
         if seed is not None:
             generator = image_generators(seed, range(batch_size))
         device = self._execution_device
-        classes = None if class_labels is None else self.classes.read(class_labels, batch_size).to(device)
+        classes = (
+            None if class_labels is None else self.classes.read(cast("OwnLabels", class_labels), batch_size).to(device)
+        )
         call_size = CALL_SIZE if isinstance(generator, list) else None
         predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size)
+        report = StepReport(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        stepper = Stepper(self.scheduler, num_inference_steps, device, generator, eta)
         shape = (batch_size, *self.image_shape)
         if noise is None:
             noise = randn_tensor(shape, generator=generator, device=device)
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
-        step_options = self._step_options(generator, eta)
-        timesteps, sample = self._start(noise.to(device), image, strength, num_inference_steps)
-        for step, timestep in enumerate(self.progress_bar(timesteps)):
-            noisy = self.scheduler.scale_model_input(sample, timestep)
+        sample = self._start(stepper, noise.to(device), image, strength)
+        self._interrupt, self._num_timesteps = False, len(stepper.timesteps)
+        for step, timestep in enumerate(self.progress_bar(stepper.timesteps)):
+            if self.interrupt:
+                continue
+            noisy = stepper.scaled(sample, timestep)
             prediction = predict(noisy, timestep)
-            sample = self.scheduler.step(prediction, timestep, sample, **step_options).prev_sample
-            if callback_on_step_end is not None:
+            clean = None
+            if "clean" in report.names:
                 clean = predicted_image(self.scheduler, noisy, prediction, timestep)
-                told = callback_on_step_end(self, step, timestep, {"sample": sample, "clean": clean})
-                sample = told.get("sample", sample)
+            sample = report(self, step, timestep, stepper.step(prediction, timestep, sample), clean)
         self.maybe_free_model_hooks()
+        stepper.check_finite(sample)
 
         images = self._images(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _start(self, noise: Tensor, image: Tensor | None, strength: float, steps: int) -> tuple[Tensor, Tensor]:
-        """Return the timesteps to take, and the noisy images before the first of them."""
+    def _start(self, stepper: Stepper, noise: Tensor, image: Tensor | None, strength: float) -> Tensor:
+        """Return the noisy images before the first step."""
         if image is None:
             if strength != 1:
                 raise ValueError(f"strength is {strength} without an image to change; give one, or leave it at 1")
-            return self.scheduler.timesteps, noise * self.scheduler.init_noise_sigma
+            return stepper.from_noise(noise)
         if not isinstance(image, Tensor):
             raise ValueError(f"image is a {type(image).__name__}; give a tensor in [-1, 1], {tuple(noise.shape)}")
         if image.shape != noise.shape:
             raise ValueError(f"image is {tuple(image.shape)}; expected {tuple(noise.shape)}, as many and as large")
         if not 0 < strength <= 1:
             raise ValueError(f"strength is {strength}; it must be above 0 and up to 1")
-        taken = math.ceil(round(strength * steps, 9))  # 0.7 of 10 steps are 7, not the 8 of floating point
-        skipped = (steps - taken) * self.scheduler.order
-        if hasattr(self.scheduler, "set_begin_index"):  # DDPM and DDIM go by the timestep alone
-            self.scheduler.set_begin_index(skipped)
-        timesteps = self.scheduler.timesteps[skipped:]
-        return timesteps, self.scheduler.add_noise(image.to(noise.device), noise, timesteps[:1].expand(len(noise)))
-
-    def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
-        options = accepted_by_step(self.scheduler, generator=generator, eta=eta)
-        if eta and "eta" not in options:
-            raise ValueError(
-                f"eta is {eta}, and {type(self.scheduler).__name__} takes none; use ddim, or leave it at 0"
-            )
-        check_between(0, 1, eta=eta)
-        return options
+        taken = math.ceil(round(strength * stepper.num_inference_steps, 9))  # 0.7 of 10 is 7, not the 8 of rounding
+        return stepper.from_image(image.to(noise.device), noise, taken)
 
     def _check_randomness(
         self,
@@ -198,6 +215,8 @@ class DenoisingPipeline(DiffusionPipeline):
         images = in_unit_range(sample)
         if output_type == "pt":
             return images
+        if output_type == "pil" and images.shape[1] not in PICTURE_CHANNELS:
+            raise ValueError(f"images of {images.shape[1]} channels are no pictures; give output_type np or pt")
         array = rearrange(images, "b c h w -> b h w c").cpu().numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
 
@@ -226,7 +245,7 @@ def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:
     try:
         pipeline = DenoisingPipeline.from_pretrained(folder, use_safetensors=True)
         pipeline.to("cpu")  # which fails if weights are missing
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except LOAD_ERRORS as error:
         raise ValueError(f"{folder} cannot be loaded as a pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

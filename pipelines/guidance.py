@@ -32,13 +32,6 @@ class Guidance:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"guidance_interval is {self.interval}; give the lower noise level first, both 0 or more")
 
-    def acts_at(self, signal: float) -> bool:
-        """Return whether the unconditional prediction is needed where the image's share of the variance is `signal`."""
-        if self.scale == 1 or self.interval is None:
-            return self.scale != 1
-        sigma = math.sqrt((1 - signal) / signal) if signal else math.inf
-        return self.interval[0] <= sigma <= self.interval[1]
-
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Return the guided prediction, `(batch, channels, height, width)` as both are."""
         guided = unconditional + self.scale * (conditional - unconditional)

@@ -8,6 +8,7 @@ from torch import Tensor
 from denoiser.embeddings import batched_timestep
 from pipelines.classes import Classes
 from pipelines.guidance import Guidance
+from pipelines.noise_levels import is_preconditioned, noise_level, prediction_type
 
 
 def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal: Tensor) -> Tensor:
@@ -19,34 +20,45 @@ def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal:
         prediction: What the network says of them, shaped alike.
         signal: Power of the image in them, alphas_cumprod; it broadcasts.
     """
-    match prediction_type:
-        case "epsilon":
-            return (noisy - (1 - signal).sqrt() * prediction) / signal.sqrt()
-        case "v_prediction":
-            return signal.sqrt() * noisy - (1 - signal).sqrt() * prediction
-        case _:
-            return prediction
+    return _clean_image(prediction_type, noisy, prediction, signal.sqrt(), (1 - signal).sqrt())
 
 
 def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
-    """Return `clean_image` at a scheduler's training timestep: a scalar, or `(batch,)`."""
-    signal = _signal(scheduler, timestep, noisy)
-    return clean_image(scheduler.config.prediction_type, noisy, prediction, signal)
+    """Return the clean image that a prediction at a scheduler's timestep means, not clipped to the range of the data.
+
+    Args:
+        scheduler: Any that tells its noise levels, as `noise_level` wants it.
+        noisy: What the network saw, scaled as the scheduler scales it, `(batch, channels, height, width)`.
+        prediction: What it said, shaped alike.
+        timestep: A scalar, or `(batch,)`.
+
+    Raises:
+        ValueError: If the scheduler does not tell its noise levels.
+    """
+    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
+    if is_preconditioned(scheduler):
+        return scheduler.precondition_outputs(noisy / image, prediction, noise / image)
+    return _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)
 
 
 def predicted_noise(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
     """Return the noise that a prediction at a scheduler's training timestep means: a scalar, or `(batch,)`."""
     if scheduler.config.prediction_type == "epsilon":
         return prediction
-    signal = _signal(scheduler, timestep, noisy)
-    image = clean_image(scheduler.config.prediction_type, noisy, prediction, signal)
-    return (noisy - signal.sqrt() * image) / (1 - signal).sqrt()
+    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
+    return (noisy - image * _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)) / noise
 
 
-def _signal(scheduler: SchedulerMixin, timestep: Tensor, noisy: Tensor) -> Tensor:
-    """Return the power of the image at each timestep, `(1 or batch, 1, 1, 1)`."""
-    signal = scheduler.alphas_cumprod[timestep.long().flatten().cpu()].to(noisy.device)
-    return rearrange(signal, "batch -> batch 1 1 1")
+def _clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, image: Tensor, noise: Tensor) -> Tensor:
+    match prediction_type:
+        case "epsilon":
+            return (noisy - noise * prediction) / image
+        case "v_prediction":
+            return image * noisy - noise * prediction
+        case "flow_prediction":  # the noise minus the image
+            return noisy - noise * prediction
+        case _:
+            return prediction
 
 
 class Predictor:
@@ -105,7 +117,7 @@ class Predictor:
         if classes is None:
             return self.unet(noisy, timesteps).sample
         columns = [*classes.indices.unbind(dim=1)]
-        if guided := self.guidance.acts_at(float(self.scheduler.alphas_cumprod[int(timesteps[0])])):
+        if guided := self._guided(timesteps[:1]):
             columns.append(torch.full_like(columns[0], self.unet.null_label))
         count = len(columns)
         predictions = self.unet(
@@ -117,3 +129,10 @@ class Predictor:
             parts = zip(rearrange(classes.weights, "batch most -> most batch 1 1 1"), by_column, strict=False)
             conditional = torch.stack([weight * prediction for weight, prediction in parts]).sum(dim=0)
         return self.guidance.combine(conditional, by_column[-1]) if guided else conditional
+
+    def _guided(self, timestep: Tensor) -> bool:
+        """Return whether guidance acts at a timestep, of which only an interval asks the noise level."""
+        if self.guidance.scale == 1 or self.guidance.interval is None:
+            return self.guidance.scale != 1
+        image, noise = noise_level(self.scheduler, timestep)
+        return self.guidance.interval[0] <= float(noise / image) <= self.guidance.interval[1]

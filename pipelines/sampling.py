@@ -13,7 +13,7 @@ from denoiser.plain import plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
 from pipelines.guidance import Guidance
-from pipelines.schedulers import check_scheduler_name, check_steps, distilled_calls
+from pipelines.schedulers import accepted_by_step, check_scheduler_name, check_steps, distilled_calls
 
 MOST_SEEDS = 1_000_000
 
@@ -65,6 +65,14 @@ def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: Schedule
     check_steps(config.steps, scheduler)
     if config.guidance_scale != 1 and unet.config.get("num_class_embeds") is None:
         raise ValueError(f"guidance_scale is {config.guidance_scale} and the network has no classes; leave it at 1")
+    if config.guidance_scale != 1 and not hasattr(unet, "null_label"):
+        raise ValueError(
+            f"guidance_scale is {config.guidance_scale}, and {type(unet).__name__} has no null label; leave it at 1"
+        )
+    if config.guidance_scale == 1 and (config.guidance_rescale or config.guidance_interval):
+        raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
+    if config.eta and "eta" not in accepted_by_step(scheduler, eta=config.eta):
+        raise ValueError(f"eta is {config.eta}, and {type(scheduler).__name__} takes none; use ddim, or leave it at 0")
 
 
 @plain_arguments

@@ -14,7 +14,9 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
+    PNDMScheduler,
     SchedulerMixin,
+    UnCLIPScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -22,10 +24,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from denoiser.checks import did_you_mean
+from pipelines.clipping import clipping
 from pipelines.predictor import predicted_image, predicted_noise
-
-# Thresholding at 1 clips the predicted clean image to the range of the data, as DDPM and DDIM do by default.
-_CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 
 # Noise enough for data in [-1, 1] (Karras et al. 2022, table 1).
 _LARGEST_SIGMA = 80.0
@@ -35,6 +35,10 @@ _TRAINED_WITH = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     "prediction_type",
 )
+
+# What networks for a DDPM's loop predict, and settings of a scheduler's config that stand for another process.
+_PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+_PLAIN = {"use_flow_sigmas": False, "timestep_type": "discrete", "snr_shift_scale": 1.0}
 
 
 class _BoundedNoise(SchedulerMixin):
@@ -86,8 +90,10 @@ class ExactDDIMScheduler(DDIMScheduler):
         previous = int(later[0]) if len(later) else -1
         signal = self.alphas_cumprod[previous] if previous >= 0 else self.final_alpha_cumprod
         image = predicted_image(self, sample, model_output, timestep)
-        if self.config.clip_sample:
-            image = image.clamp(-1, 1)
+        if self.config.thresholding:
+            image = self._threshold_sample(image)
+        elif self.config.clip_sample:
+            image = image.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         noise = predicted_noise(self, sample, model_output, timestep)
         deviation = eta * self._get_variance(int(timestep), previous).sqrt()
         sample = signal.sqrt() * image + (1 - signal - deviation**2).sqrt() * noise
@@ -99,14 +105,14 @@ class ExactDDIMScheduler(DDIMScheduler):
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (ExactDDIMScheduler, {}),
-    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", **_CLIPPED}),
-    "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++", **_CLIPPED}),
-    "unipc": (UniPCMultistepScheduler, _CLIPPED),
-    "deis": (DEISMultistepScheduler, _CLIPPED),
+    "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "deis": (DEISMultistepScheduler, {}),
     "euler": (BoundedEulerScheduler, {}),
     "euler-ancestral": (BoundedEulerAncestralScheduler, {}),
     "heun": (BoundedHeunScheduler, {}),
-    "lcm": (LCMScheduler, {"clip_sample": True}),  # consistency sampling, for what scripts/distill.py makes
+    "lcm": (LCMScheduler, {}),  # consistency sampling, for what scripts/distill.py makes
 }
 
 
@@ -118,9 +124,12 @@ def check_scheduler_name(name: str) -> None:
 
 def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     """Raise `ValueError` unless the scheduler can take this number of steps."""
-    most = distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= most:
-        raise ValueError(f"{num_inference_steps} inference steps were asked for; the scheduler takes 1 to {most}")
+    fewest, most = _fewest(scheduler), distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
+    if not fewest <= num_inference_steps <= most:
+        raise ValueError(
+            f"{num_inference_steps} inference steps were asked for; the scheduler takes {fewest} to {most} "
+            f"({type(scheduler).__name__})"
+        )
     if not _spaced(num_inference_steps, scheduler):
         nearest = [
             next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
@@ -130,6 +139,13 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
             f"{num_inference_steps} inference steps were asked for, which diffusers rounds to one more, at timestep -1;"
             f" take {' or '.join(filter(None, nearest))}"
         )
+
+
+def _fewest(scheduler: SchedulerMixin) -> int:
+    """Return how many steps a scheduler needs at least, where diffusers' own errors do not say it."""
+    if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
+        return scheduler.pndm_order  # which begins with so many steps of Runge and Kutta's
+    return 2 if isinstance(scheduler, UnCLIPScheduler) else 1
 
 
 def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
@@ -159,8 +175,8 @@ def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
 
 def distilled_calls(config: dict[str, Any]) -> int | None:
     """Return in how many calls a network was distilled to draw whose scheduler has this config; None if it was not."""
-    calls = config.get("original_inference_steps", config["num_train_timesteps"])
-    return calls if calls < config["num_train_timesteps"] else None
+    calls = config.get("original_inference_steps")
+    return calls if calls and calls < config["num_train_timesteps"] else None
 
 
 def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
@@ -178,7 +194,8 @@ def adds_noise(scheduler: SchedulerMixin) -> bool:
 def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Return the named sampler for a network trained with the scheduler that has this `config`.
 
-    Timesteps are spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
+    It takes over the noise schedule, the clipping of the predicted image, and, for ddpm, the variance. Timesteps are
+    spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
 
     Raises:
         ValueError: If there is no sampler of that name, or it cannot work with the noise schedule or prediction type,
@@ -191,10 +208,13 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
         options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
     elif calls:
         raise ValueError(f"scheduler '{name}' cannot draw with a network distilled to draw in {calls} calls; use lcm")
+    if scheduler_class is DDPMScheduler:
+        options = {**options, "variance_type": config.get("variance_type", "fixed_small")}
     try:
+        options = {**clipping(scheduler_class, config), **options}
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
         _check_prediction_type(scheduler_class.from_config(scheduler.config))
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
     return scheduler
 
@@ -203,16 +223,50 @@ def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any
     """Return a scheduler for a network trained with the one that has this `config`.
 
     Raises:
-        ValueError: If it does not know this noise schedule.
+        ValueError: If it does not know this noise schedule, or the config has none that a DDPM could be trained with.
     """
+    _check_process(config)
     known = inspect.signature(scheduler_class).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError(f"{scheduler_class.__name__} knows no rescale_betas_zero_snr")
-    taken_over = {key: config[key] for key in _TRAINED_WITH if key in config and key in known}
+    trained_with = {key: config[key] for key in _TRAINED_WITH if key in config}
     try:
-        return scheduler_class(**taken_over, **options)
+        _check_levels(DDPMScheduler(**trained_with).alphas_cumprod, config["num_train_timesteps"])
+        return scheduler_class(**{key: value for key, value in trained_with.items() if key in known}, **options)
     except NotImplementedError as error:
         raise ValueError(str(error)) from error
+
+
+def _check_process(config: dict[str, Any]) -> None:
+    """Raise `ValueError` if a scheduler's config is not one of a DDPM's noise levels."""
+    name, prediction_type = config.get("_class_name", "the scheduler"), config.get("prediction_type", "epsilon")
+    other = [key for key, plain in _PLAIN.items() if config.get(key, plain) not in (plain, None)]
+    if "beta_schedule" not in config:
+        reason = f"{name} has no beta_schedule"
+    elif prediction_type not in _PREDICTION_TYPES:
+        reason = f"{name} has prediction_type {prediction_type}, not one of {', '.join(_PREDICTION_TYPES)}"
+    elif other:
+        reason = f"{name} has {other[0]} {config[other[0]]}"
+    else:
+        return
+    raise ValueError(
+        f"{reason}, so that its noise levels are not a DDPM's; save the pipeline with the DDPMScheduler that its "
+        "network was trained with, or call the pipeline itself, which draws with the scheduler that it has"
+    )
+
+
+def _check_levels(alphas_cumprod: Tensor, count: int) -> None:
+    """Raise `ValueError` unless each of `count` training timesteps has more noise than the one before."""
+    if len(alphas_cumprod) != count:
+        raise ValueError(f"num_train_timesteps is {count} and there are {len(alphas_cumprod)} betas; make them agree")
+    before = torch.cat([torch.ones(1), alphas_cumprod[:-1]])
+    wrong = ~((alphas_cumprod >= 0) & (alphas_cumprod < before))  # so for nan
+    if wrong.any():
+        timestep = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"alphas_cumprod is {alphas_cumprod[timestep]:g} at timestep {timestep} after {before[timestep]:g}, and "
+            "must fall from each to the next; give betas above 0 and below 1"
+        )
 
 
 def _check_prediction_type(scheduler: SchedulerMixin) -> None:

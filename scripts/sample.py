@@ -14,6 +14,7 @@ from denoiser.device import compile_to_draw, in_best_layout
 from denoiser.training.processes import start_process
 from pipelines import (
     SamplingConfig,
+    check_sampling,
     draw_samples,
     find_pipeline,
     image_grid,
@@ -101,9 +102,8 @@ def main() -> None:
     pipeline = find_pipeline(options.pipeline).to(state.device)
     trained_with = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, own_sampler(trained_with))
-    if config.guidance_scale == 1 and (config.guidance_rescale or config.guidance_interval):
-        raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
     pipeline.scheduler = make_scheduler(config.scheduler, trained_with.config)
+    check_sampling(config, pipeline.unet, pipeline.scheduler)
     in_best_layout(pipeline.unet)
     if options.compile:
         compile_to_draw(pipeline.unet, pipeline.device)

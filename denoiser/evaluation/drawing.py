@@ -85,6 +85,7 @@ class Drawing:
         swept = replace(plain, num_images=config.sweep_images)
         self.sets = [replace(plain, seed=config.seed + index) for index in range(config.seeds)]
         self.by_guidance = {scale: replace(swept, guidance_scale=scale) for scale in GUIDANCE_SCALES}
+        self.by_guidance[1.0] = replace(swept, guidance_scale=1.0, guidance_rescale=0.0, guidance_interval=None)
         self.by_sampler = {
             (name, steps): replace(swept, scheduler=name, steps=steps)
             for name, steps in SAMPLERS

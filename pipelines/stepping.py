@@ -1,0 +1,170 @@
+"""The steps of any diffusers scheduler, and which schedulers have none that draw images."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from denoiser.checks import check_between
+from pipelines.noise_levels import has_training_timesteps, noise_level, prediction_type
+from pipelines.schedulers import accepted_by_step, check_steps
+
+_GIVEN = {"self", "model_output", "timestep", "sample"}  # what every denoising loop hands to `step`
+
+
+class Stepper:
+    """Takes the steps of a diffusers scheduler, whatever its class.
+
+    Args:
+        scheduler: Whose timesteps are set here.
+        num_inference_steps: As `DenoisingPipeline` takes it.
+        device: Of the images.
+        generator: Of the noise that the steps add, one or one for each image.
+        eta: How much of it DDIM adds.
+
+    Attributes:
+        timesteps: To call the network at, from the noisiest; `from_image` leaves the first of them out.
+
+    Raises:
+        ValueError: If the scheduler cannot take these steps, with its name and the reason.
+    """
+
+    def __init__(
+        self,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 0.0,
+    ) -> None:
+        self.scheduler, self.name = scheduler, type(scheduler).__name__
+        self._check_loop()
+        check_steps(num_inference_steps, scheduler)
+        self.options = self._step_options(generator, eta)
+        with self._named("set its timesteps"):
+            scheduler.set_timesteps(num_inference_steps, device=device)
+        self.num_inference_steps, self.timesteps = num_inference_steps, scheduler.timesteps
+        self._check_timesteps()
+        if hasattr(scheduler, "noise_sampler_seed"):  # the one way to hand randomness to DPMSolverSDEScheduler
+            scheduler.noise_sampler_seed = _seeds(generator) or scheduler.config.noise_sampler_seed
+        self._taken = 0
+        self._finite = torch.zeros((), dtype=torch.long, device=device)  # steps, counted without waiting for the device
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Return standard normal noise, `(batch, channels, height, width)`, as noisy as the first timestep is."""
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def from_image(self, image: Tensor, noise: Tensor, taken: int) -> Tensor:
+        """Return images with noise added for the last `taken` of the steps, and leave the others out.
+
+        Raises:
+            ValueError: If the scheduler cannot start there.
+        """
+        scheduler, order = self.scheduler, getattr(self.scheduler, "order", 1)
+        skipped = (self.num_inference_steps - taken) * order
+        if skipped and len(self.timesteps) > self.num_inference_steps * order:
+            raise ValueError(
+                f"{self.name} takes its first steps in another way, and cannot leave some of them out; set strength to "
+                "1, or choose another scheduler"
+            )
+        if hasattr(scheduler, "set_begin_index"):  # DDPM and DDIM go by the timestep alone
+            scheduler.set_begin_index(skipped)
+        self.timesteps = self.timesteps[skipped:]
+        timesteps = self.timesteps[:1].expand(len(noise))
+        if not hasattr(scheduler, "add_noise"):
+            image_factor, noise_factor = noise_level(scheduler, timesteps)
+            return image_factor * image + noise_factor * noise
+        with self._named("add noise to images"):
+            return scheduler.add_noise(image, noise, timesteps)
+
+    def scaled(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        """Return noisy images as the network wants to see them."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return sample
+        with self._named("scale the noisy images"):
+            return self.scheduler.scale_model_input(sample, timestep)
+
+    def step(self, prediction: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
+        """Return the images, less noisy by a step, that a prediction leads to from `sample`, all shaped alike."""
+        self._taken += 1
+        if "prev_timestep" in self.options:  # UnCLIPScheduler's steps are of one timestep unless it is told
+            self.options["prev_timestep"] = next(iter(self.timesteps[self._taken : self._taken + 1]), None)
+        with self._named(f"take step {self._taken} of {len(self.timesteps)}"):
+            sample = self.scheduler.step(prediction, timestep, sample, **self.options).prev_sample
+        self._finite += (self._finite == self._taken - 1) & sample.isfinite().all()
+        return sample
+
+    def check_finite(self, sample: Tensor) -> None:
+        """Raise `FloatingPointError`, with the first step at fault and what to try, if images are not finite."""
+        if sample.isfinite().all():
+            return
+        raise FloatingPointError(
+            f"the images of {self.name} are not finite from step {int(self._finite) + 1} of {len(self.timesteps)} on; "
+            f"see that the network predicts {prediction_type(self.scheduler)} and that its weights are finite, draw in "
+            "float32, and use v_prediction where the noise schedule ends in pure noise (rescale_betas_zero_snr)"
+        )
+
+    def _check_loop(self) -> None:
+        """Raise `ValueError` unless a plain loop over timesteps can draw with this class."""
+        parameters = inspect.signature(getattr(self.scheduler, "step", lambda: None)).parameters.values()
+        needs = {parameter.name for parameter in parameters if parameter.default is parameter.empty} - _GIVEN
+        if "num_train_timesteps" not in getattr(self.scheduler, "config", ()):  # stand-ins have no config at all
+            reason = "its config has no num_train_timesteps, so that it is for another kind of network"
+        elif not hasattr(self.scheduler, "step"):
+            reason = "it has no method step"
+        elif "Inverse" in self.name:
+            reason = "it leads images to noise"
+        elif needs:
+            reason = f"its steps need {' and '.join(sorted(needs))} as well"
+        else:
+            return
+        raise ValueError(f"{self.name} cannot draw with this network: {reason}; choose another scheduler")
+
+    def _check_timesteps(self) -> None:
+        first, last = float(self.timesteps[0]), float(self.timesteps[-1])
+        if first < last:
+            raise ValueError(
+                f"{self.name} leads images to noise, its timesteps rising from {first:g} to {last:g}; choose another "
+                "scheduler"
+            )
+        most = len(self.scheduler.alphas_cumprod) - 1 if has_training_timesteps(self.scheduler) else None
+        if most is not None and not (self.timesteps.min() >= 0 and self.timesteps.max() <= most):
+            raise ValueError(
+                f"{self.name} has timesteps from {first:g} to {last:g} in {self.num_inference_steps} steps, and the "
+                f"training had 0 to {most}; take other steps, or a steps_offset of 0"
+            )
+
+    def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
+        options = accepted_by_step(self.scheduler, generator=generator, eta=eta, prev_timestep=None)
+        if eta and "eta" not in options:
+            raise ValueError(f"eta is {eta}, and {self.name} takes none; use ddim, or leave it at 0")
+        check_between(0, 1, eta=eta)
+        return options
+
+    @contextmanager
+    def _named(self, doing: str) -> Iterator[None]:
+        """Turn what a scheduler raises, of whatever kind, into a `ValueError` that names it."""
+        try:
+            yield
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            if not isinstance(error, (ValueError, NotImplementedError, ImportError)):
+                reason = f"it may want more than a loop over its timesteps ({type(error).__name__}: {reason})"
+            raise ValueError(f"{self.name} cannot {doing}: {reason}") from error
+
+
+def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> int | list[int] | None:
+    """Return a seed from each generator."""
+    if isinstance(generator, list):
+        return [_seed(each) for each in generator]
+    return None if generator is None else _seed(generator)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**63 - 1, (), generator=generator))
