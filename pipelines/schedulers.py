@@ -209,7 +209,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     elif calls:
         raise ValueError(f"scheduler '{name}' cannot draw with a network distilled to draw in {calls} calls; use lcm")
     if scheduler_class is DDPMScheduler:
-        options = {**options, "variance_type": config.get("variance_type", "fixed_small")}
+        options = {**options, "variance_type": config.get("variance_type") or "fixed_small"}
     try:
         options = {**clipping(scheduler_class, config), **options}
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
