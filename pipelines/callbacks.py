@@ -1,6 +1,7 @@
 """Callbacks after each step, called as diffusers' pipelines call theirs."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -43,7 +44,7 @@ class StepReport:
         """Return the noisy images to go on with, shaped as `sample`."""
         if self.callback is None:
             return sample
-        tensors = {"sample": sample, "latents": sample, **({} if clean is None else {"clean": clean})}
+        tensors: dict[str, Any] = {"sample": sample, "clean": clean, "latents": sample}
         answer = self.callback(pipeline, step, timestep, {name: tensors[name] for name in self.names}) or {}
         given = (answer.get(name, sample) for name in ("sample", "latents"))
         return next((images for images in given if images is not sample), sample)

@@ -246,6 +246,7 @@ def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:
         pipeline = DenoisingPipeline.from_pretrained(folder, use_safetensors=True)
         pipeline.to("cpu")  # which fails if weights are missing
     except LOAD_ERRORS as error:
-        raise ValueError(f"{folder} cannot be loaded as a pipeline: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

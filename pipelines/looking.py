@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive
@@ -13,7 +13,7 @@ from denoiser.randomness import LOOKING, seeded_generator
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
 from pipelines.sampling import SamplingConfig, draw_samples
-from pipelines.schedulers import adds_noise
+from pipelines.schedulers import adds_noise, build_scheduler
 
 
 @plain_arguments
@@ -22,19 +22,23 @@ def noising_stages(images: Tensor, scheduler: SchedulerMixin, stages: int = 10, 
 
     Args:
         images: `(count, channels, height, width)` in [0, 1].
-        scheduler: Its noise schedule (Ho et al. 2020, eq. 4).
+        scheduler: Its noise schedule (Ho et al. 2020, eq. 4), that of a DDPM.
         stages: How many.
         seed: Of the noise, which is the same at each stage.
 
     Returns:
         `stages` tensors shaped as the images, in [-1, 1] but for the noise.
+
+    Raises:
+        ValueError: If a count is wrong, or the scheduler's noise levels are not a DDPM's.
     """
     check_positive(stages=stages)
+    noise_schedule = build_scheduler(DDPMScheduler, scheduler.config)
     clean = 2 * images - 1
     noise = torch.randn(images.shape, generator=seeded_generator(LOOKING, seed))
-    last = scheduler.config.num_train_timesteps - 1
+    last = noise_schedule.config.num_train_timesteps - 1
     timesteps = torch.linspace(0, last, stages)[1:].round().long()
-    return [clean, *(scheduler.add_noise(clean, noise, timestep.expand(len(images))) for timestep in timesteps)]
+    return [clean, *(noise_schedule.add_noise(clean, noise, timestep.expand(len(images))) for timestep in timesteps)]
 
 
 def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:

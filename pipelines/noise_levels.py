@@ -16,7 +16,7 @@ def noise_level(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[Tensor, Te
         timestep: One of its timesteps, or `(batch,)` of them.
 
     Returns:
-        Two of `(1 or batch, 1, 1, 1)`, on the device of the timestep.
+        Two of `(1 or batch, 1, 1, 1)` in float32, on the device of the timestep.
 
     Raises:
         ValueError: If the scheduler does not tell.
@@ -92,4 +92,4 @@ def _current_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> Tensor:
 
 
 def _column(values: Tensor) -> Tensor:
-    return rearrange(values.flatten(), "batch -> batch 1 1 1")
+    return rearrange(values.flatten().float(), "batch -> batch 1 1 1")

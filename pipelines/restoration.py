@@ -6,7 +6,7 @@ All images here are in [-1, 1], `(batch, channels, height, width)`.
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler, SchedulerMixin
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, RePaintScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from skimage.restoration import estimate_sigma
@@ -52,8 +52,8 @@ def denoised(
     Raises:
         ValueError: If sigma is not above 0, beyond the noise that the network was trained with, or not one an image.
     """
-    scheduler, device = pipeline.scheduler, pipeline.unet.device
-    signal = scheduler.alphas_cumprod.double().cpu()
+    noise_schedule, device = _noise_schedule(pipeline), pipeline.unet.device
+    signal = noise_schedule.alphas_cumprod.double()
     of_training = ((1 - signal) / signal).sqrt()
     if sigma is None:
         levels = estimated_noise(noisy).double().clamp(of_training[0], of_training[-1])
@@ -70,7 +70,7 @@ def denoised(
     timesteps = (of_training.log() - levels.log()[:, None]).abs().argmin(dim=1).to(device)
     scaled = (noisy / rearrange((1 + levels.float() ** 2).sqrt(), "b -> b 1 1 1")).to(device)
     prediction = _predictor(pipeline, len(noisy), labels)(scaled, timesteps)
-    return predicted_image(scheduler, scaled, prediction, timesteps).clamp(-1, 1)
+    return predicted_image(noise_schedule, scaled, prediction, timesteps).clamp(-1, 1)
 
 
 @plain_arguments
@@ -108,8 +108,8 @@ def inpainted(
     if not known.flatten(1).any(dim=1).all():
         raise ValueError("the mask leaves no pixel that is known; to draw whole images is what scripts/sample.py does")
     check_positive(jump_length=jump_length, resamplings=resamplings)
+    noise_schedule, device = _noise_schedule(pipeline), pipeline.unet.device
     stride = equal_stride(steps, pipeline.scheduler)
-    device = pipeline.unet.device
     scheduler = build_scheduler(RePaintScheduler, pipeline.scheduler.config, eta=1.0)  # DDPM's noise, as in the paper
     scheduler.set_timesteps(steps, jump_length, resamplings, device=device)
     scheduler.timesteps += stride - 1  # to start from the noisiest, where pure noise belongs
@@ -121,7 +121,7 @@ def inpainted(
     last = scheduler.timesteps[0] + 1
     for timestep in scheduler.timesteps:
         if timestep < last:
-            noise = predicted_noise(pipeline.scheduler, sample, predict(sample, timestep), timestep)
+            noise = predicted_noise(noise_schedule, sample, predict(sample, timestep), timestep)
             sample = scheduler.step(noise, timestep, sample, images, known, generators).prev_sample
         else:  # noise a step's worth again, which the scheduler's own `undo_step` does with other timesteps' noise
             kept = signal[last + stride] / signal[last]
@@ -156,13 +156,13 @@ def inverted(
         What `reconstructed` starts from, shaped as the images; close to Gaussian noise.
     """
     check_positive(iterations=iterations)
-    predict = _predictor(pipeline, len(images), labels)
+    predict, noise_schedule = _predictor(pipeline, len(images), labels), _noise_schedule(pipeline)
     scheduler = _ddim(DDIMInverseScheduler, pipeline, steps)  # which takes another prediction to be at another level
     sample = images.to(pipeline.unet.device)
     for timestep in scheduler.timesteps[:-1]:
         noisier = sample
         for _ in range(iterations):
-            noise = predicted_noise(pipeline.scheduler, noisier, predict(noisier, timestep), timestep)
+            noise = predicted_noise(noise_schedule, noisier, predict(noisier, timestep), timestep)
             noisier = scheduler.step(noise, timestep, sample).prev_sample
         sample = noisier
     return sample
@@ -181,12 +181,17 @@ def reconstructed(
         labels: Classes of the images.
         steps: Steps of DDIM, at least 2; they divide the number of training timesteps.
     """
-    predict = _predictor(pipeline, len(noisy), labels)
+    predict, noise_schedule = _predictor(pipeline, len(noisy), labels), _noise_schedule(pipeline)
     scheduler = _ddim(DDIMScheduler, pipeline, steps)
     for timestep in scheduler.timesteps[1:]:
-        noise = predicted_noise(pipeline.scheduler, noisy, predict(noisy, timestep), timestep)
+        noise = predicted_noise(noise_schedule, noisy, predict(noisy, timestep), timestep)
         noisy = scheduler.step(noise, timestep, noisy).prev_sample
     return noisy.clamp(-1, 1)
+
+
+def _noise_schedule(pipeline: DenoisingPipeline) -> DDPMScheduler:
+    """Return the noise schedule that the network was trained with, whatever the pipeline draws with."""
+    return build_scheduler(DDPMScheduler, pipeline.scheduler.config)
 
 
 def _ddim(scheduler_class: type[SchedulerMixin], pipeline: DenoisingPipeline, steps: int) -> SchedulerMixin:

@@ -115,6 +115,13 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "lcm": (LCMScheduler, {}),  # consistency sampling, for what scripts/distill.py makes
 }
 
+# By name, for not every version of diffusers has them all, nor every installation the packages that some need.
+_STOCHASTIC = {
+    *("CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
+    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "LTXEulerAncestralRFScheduler", "SASolverScheduler", "UnCLIPScheduler"),
+}
+
 
 def check_scheduler_name(name: str) -> None:
     """Raise `ValueError`, with the nearest name, if there is no sampler called `name`."""
@@ -187,8 +194,8 @@ def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any
 
 def adds_noise(scheduler: SchedulerMixin) -> bool:
     """Return whether the scheduler adds noise in each step, so that an image is not a function of its first noise."""
-    stochastic = isinstance(scheduler, DDPMScheduler | EulerAncestralDiscreteScheduler | LCMScheduler)
-    return stochastic or scheduler.config.get("algorithm_type", "").startswith("sde")
+    names = {each.__name__ for each in type(scheduler).__mro__}
+    return bool(names & _STOCHASTIC) or scheduler.config.get("algorithm_type", "").startswith("sde")
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:

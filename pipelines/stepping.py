@@ -161,9 +161,11 @@ class Stepper:
 
 def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> int | list[int] | None:
     """Return a seed from each generator."""
+    if generator is None:
+        return None
     if isinstance(generator, list):
         return [_seed(each) for each in generator]
-    return None if generator is None else _seed(generator)
+    return _seed(generator)
 
 
 def _seed(generator: torch.Generator) -> int:

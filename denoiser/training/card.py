@@ -36,6 +36,8 @@ pipeline.scheduler = make_scheduler("{sampler}", pipeline.scheduler.config)
 images = pipeline(batch_size=8, seed=0, num_inference_steps={sampler_steps}).images
 ```
 
+After `import pipelines`, diffusers loads it too: `DiffusionPipeline.from_pretrained("pipeline")`.
+
 ## Training
 
 {command}
