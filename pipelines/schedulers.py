@@ -220,7 +220,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     try:
         options = {**clipping(scheduler_class, config), **options}
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
-        _check_prediction_type(scheduler_class.from_config(scheduler.config))
+        _try_step(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
     return scheduler
@@ -271,14 +271,16 @@ def _check_levels(alphas_cumprod: Tensor, count: int) -> None:
     if wrong.any():
         timestep = int(wrong.nonzero()[0])
         raise ValueError(
-            f"alphas_cumprod is {alphas_cumprod[timestep]:g} at timestep {timestep} after {before[timestep]:g}, and "
-            "must fall from each to the next; give betas above 0 and below 1"
+            f"alphas_cumprod is {alphas_cumprod[timestep]:g} at timestep {timestep} after {before[timestep]:g}; it must "
+            "fall, so give betas above 0 and below 1"
         )
 
 
-def _check_prediction_type(scheduler: SchedulerMixin) -> None:
-    """Take one step, which is where diffusers' schedulers refuse a prediction type (with a `NotImplementedError`)."""
+def _try_step(scheduler: SchedulerMixin) -> None:
+    """Take one step, which is where diffusers' schedulers refuse a prediction type, or find no number for pure noise."""
     scheduler.set_timesteps(1)
-    timestep, nothing = scheduler.timesteps[0], torch.zeros(1, 1, 1, 1)
-    noisy = scheduler.scale_model_input(nothing, timestep)
-    scheduler.step(nothing, timestep, noisy, **accepted_by_step(scheduler, generator=torch.Generator()))
+    timestep, sample = scheduler.timesteps[0], torch.ones(1, 1, 1, 1)
+    prediction = torch.zeros_like(scheduler.scale_model_input(sample, timestep))
+    options = accepted_by_step(scheduler, generator=torch.Generator())
+    if not scheduler.step(prediction, timestep, sample, **options).prev_sample.isfinite().all():
+        raise ValueError("its steps from the last timestep are not finite; leave some of the image there")
