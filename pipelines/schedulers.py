@@ -271,13 +271,13 @@ def _check_levels(alphas_cumprod: Tensor, count: int) -> None:
     if wrong.any():
         timestep = int(wrong.nonzero()[0])
         raise ValueError(
-            f"alphas_cumprod is {alphas_cumprod[timestep]:g} at timestep {timestep} after {before[timestep]:g}; it must "
-            "fall, so give betas above 0 and below 1"
+            f"alphas_cumprod is {alphas_cumprod[timestep]:g} at timestep {timestep}, after {before[timestep]:g}; it "
+            "must fall, so give betas above 0 and below 1"
         )
 
 
 def _try_step(scheduler: SchedulerMixin) -> None:
-    """Take one step, which is where diffusers' schedulers refuse a prediction type, or find no number for pure noise."""
+    """Take one step, where diffusers' schedulers refuse a prediction type, or find no number for pure noise."""
     scheduler.set_timesteps(1)
     timestep, sample = scheduler.timesteps[0], torch.ones(1, 1, 1, 1)
     prediction = torch.zeros_like(scheduler.scale_model_input(sample, timestep))
