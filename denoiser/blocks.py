@@ -19,12 +19,26 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
     Returns:
         `(batch, channels * factor^2, height / factor, width / factor)`.
     """
+    if factor == 1:
+        return x
     x = rearrange(x, "b c (h p1) (w p2) -> b h w (p1 p2 c)", p1=factor, p2=factor)
-    return rearrange(x, "b h w c -> b c h w")
+    return channels_first(x)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Move the innermost channels of `(batch, h, w, channels)` to the front.
+
+    In memory they stay innermost, but in a compiler's graph: inductor cannot order the strides of a permuted map of
+    unknown size that a convolution keeps for its backward pass.
+    """
+    x = rearrange(x, "b h w c -> b c h w")
+    return x.contiguous() if torch.compiler.is_compiling() else x
 
 
 def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
     """Undo `space_to_depth`: `(batch, channels * factor^2, h, w)` to `(batch, channels, h * factor, w * factor)`."""
+    if factor == 1:
+        return x
     x = rearrange(x, "b (p1 p2 c) h w -> b (h p1) (w p2) c", p1=factor, p2=factor)
     return rearrange(x, "b h w c -> b c h w")
 
@@ -84,7 +98,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Map `(batch, in_channels, h, w)` and `(batch, embedding_channels)` to `(batch, out_channels, h, w)`."""
-        scale, shift = rearrange(self.modulation(emb), "b (two c) -> two b c 1 1", two=2)
+        scale, shift = rearrange(self.modulation(emb), "b (two c) -> two b c 1 1", two=2).unbind()
         h = self.conv1(self.activation(self.norm1(x)))
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return self.shortcut(x) + self.conv2(self.dropout(self.activation(h)))
@@ -112,10 +126,10 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(batch, channels, h, w)` to the same shape."""
         qkv = self.qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=self.num_heads)
+        q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=self.num_heads).unbind()
         weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)  # (b, n, h w, h w)
         out = rearrange(weights @ v, "b n (h w) d -> b h w (n d)", h=x.shape[2])
-        return x + self.out(rearrange(out, "b h w c -> b c h w"))
+        return x + self.out(channels_first(out))
 
 
 class Block(nn.Module):

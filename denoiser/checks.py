@@ -14,11 +14,10 @@ LARGEST = 2**31 - 1  # which the libraries can all count to
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a size that may be one number for both."""
-    if isinstance(size, int):
-        return size, size
-    if not isinstance(size, Sequence) or len(size) != 2:
+    sides = (size, size) if isinstance(size, int) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"size is {size}; give one number, or a height and a width")
-    return size[0], size[1]
+    return sides[0], sides[1]
 
 
 def check_positive(**counts: int) -> None:
@@ -45,8 +44,6 @@ def check_seed(seed: int) -> None:
 
 def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
     """Raise `ValueError`, naming the nearest values that fit, if `divisor` does not divide `value`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} is {value}; it must be a whole number")
     if value % divisor or value < 1:
         below = max(value // divisor, 1) * divisor
         nearest = f"{below} or {below + divisor}"

@@ -30,9 +30,10 @@ def batched_timestep(timestep: Tensor | float, sample: Tensor) -> Tensor:
         ValueError: If there is neither one timestep nor one for each image.
     """
     timesteps = torch.as_tensor(timestep, device=sample.device).flatten()
-    if len(timesteps) not in (1, len(sample)):
-        raise ValueError(f"{len(timesteps)} timesteps for {len(sample)} images; give one, or one for each image")
-    return timesteps.expand(len(sample))
+    num_timesteps, num_images = timesteps.shape[0], sample.shape[0]
+    if num_timesteps not in (1, num_images):
+        raise ValueError(f"{num_timesteps} timesteps for {num_images} images; give one, or one for each image")
+    return timesteps.expand(num_images)
 
 
 class LabelEmbedding(nn.Module):

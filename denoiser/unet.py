@@ -128,6 +128,7 @@ class UNet(ModelMixin, ConfigMixin):
         if not isinstance(middle_blocks, int) or middle_blocks < 0:
             raise ValueError(f"middle_blocks is {middle_blocks}; it must be a whole number of at least 0")
         for width in widths:
+            check_positive(block_out_channels=width)
             check_divisible("block_out_channels", width, norm_group_size, "norm_group_size")
         for level in attention_levels:
             if level not in range(num_levels):
@@ -218,7 +219,7 @@ class UNet(ModelMixin, ConfigMixin):
         emb = sinusoidal_embedding(timesteps, self.config.block_out_channels[0])
         emb = self.time_embedding(emb.to(dtype))
         if self.label_embedding is not None:
-            emb = emb + self.label_embedding(class_labels, len(timesteps))
+            emb = emb + self.label_embedding(class_labels, timesteps.shape[0])
         elif class_labels is not None:
             raise ValueError("class_labels were given to an unconditional UNet; build it with num_class_embeds")
         return self.activation(emb)
