@@ -7,6 +7,7 @@ from torch import nn
 
 from denoiser.data import ImageSet
 from denoiser.randomness import CALIBRATION, seeded_generator
+from denoiser.training.config import architecture
 from denoiser.training.processes import whole
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 50, 128
@@ -26,8 +27,7 @@ def averaged_model(model: ModelMixin, ema: EMAModel, scheduler: DDPMScheduler, i
         images: Training set.
     """
     device = next(model.parameters()).device
-    own = {name: value for name, value in model.config.items() if name != "_name_or_path"}  # whose folder it was in
-    average = type(model).from_config(own).to(device)
+    average = type(model).from_config(architecture(model)["init_args"]).to(device)
     copies = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
     average.load_state_dict(copies, assign=True)  # which keeps the layout of the weights
     for parameter, shadow in zip(average.parameters(), ema.shadow_params, strict=True):

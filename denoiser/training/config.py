@@ -190,6 +190,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _public(component_config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what diffusers notes down: the folder of the weights, and defaults, with positional arguments in it."""
     return _plain({name: value for name, value in component_config.items() if not name.startswith("_")})
 
 

@@ -138,7 +138,7 @@ def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(
         assert weights[0].keys() == weights[1].keys()
         for key, weight in weights[1].items():
             torch.testing.assert_close(weights[0][key], weight, rtol=1e-4, atol=1e-5)
-    for path in ("config.yaml", "pipeline/model_index.json", "pipeline/unet/config.json"):
+    for path in ("pipeline/model_index.json", "pipeline/unet/config.json"):
         assert "FSDP" not in (tmp_path / "split" / path).read_text(encoding="utf-8")
     shutil.rmtree(tmp_path / "split" / "checkpoints" / "step-00000006")
     assert Run(context, tmp_path / "split", log, FSDP, **plain).ended(100) == 0, log.read_text(encoding="utf-8")

@@ -67,6 +67,7 @@ def test_a_launcher_that_passes_a_signal_on_or_dies_of_it_leaves_no_run_behind(l
 
 def test_a_shell_that_ends_leaves_the_run_going_whatever_it_exported(tmp_path):
     run_dir, log = tmp_path / "run", tmp_path / "log"
+    log.touch()  # which the shell may not have opened yet when it ends
     options = ["--output_dir", str(run_dir), "--tracking.mode", "disabled", "--training.max_steps", "100"]
     left_over = {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "29500"}
     train = shlex.join([sys.executable, *SMOKE, *options])

@@ -136,7 +136,8 @@ def test_another_sampler_has_the_noise_levels_of_the_scheduler_or_says_that_they
 def test_a_saved_scheduler_whose_package_is_missing_is_named(name, tmp_path):
     pipeline_with("DDPMScheduler").save_pretrained(tmp_path)
     index = tmp_path / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "scheduler": ["diffusers", name]}))
+    config = json.loads(index.read_text(encoding="utf-8"))
+    index.write_text(json.dumps({**config, "scheduler": ["diffusers", name]}), encoding="utf-8")
     with pytest.raises(ValueError, match=f"cannot be loaded as a pipeline: .*{name}"):
         load_pipeline(tmp_path)
 

@@ -37,7 +37,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
     run_dir, printed = whole
     report, page = (
         json.loads((run_dir / "report.json").read_text(encoding="utf-8")),
-        (run_dir / "report.md").read_text(),
+        (run_dir / "report.md").read_text(encoding="utf-8"),
     )
     assert {*SECTIONS, "subject", "judge"} <= report.keys()
     assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed

@@ -666,7 +666,8 @@ def test_settings_of_another_kind_in_a_signed_checkpoint_are_refused(make_traine
     first = make_trainer(max_steps=2)
     first.train()
     path = first.last_checkpoint / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), part: {"init_args": 3}}))
+    state = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**state, part: {"init_args": 3}}), encoding="utf-8")
     sign(path.parent)
     with pytest.raises(ValueError, match="step-00000002 is damaged .*values of another kind"):
         make_trainer(resume="latest")
