@@ -9,14 +9,18 @@ from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
 from denoiser.checks import pair
-from denoiser.device import num_cores
+from denoiser.device import multiplies_bf16_natively, num_cores
 
 SIDE, PRODUCTS = 1024, 10
 FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
 
 
-def matmul_speed(dtype: torch.dtype = torch.bfloat16) -> float:
-    """Return the floating-point operations per second of a product of matrices on the CPU, the fastest of a few."""
+def matmul_speed() -> float:
+    """Return the floating-point operations per second of a product of matrices on the CPU, the fastest of a few.
+
+    The matrices are bfloat16, or float32 where the CPU has no instructions for bfloat16.
+    """
+    dtype = torch.bfloat16 if multiplies_bf16_natively(torch.device("cpu")) else torch.float32
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(SIDE, SIDE, generator=generator).to(dtype)
     seconds = []

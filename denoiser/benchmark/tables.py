@@ -75,7 +75,7 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
         )
     columns = [
         *("network", "parameters", "MFLOP an image", "precision", "seconds", "steps", "images/s", "ratio"),
-        *("share of bf16 peak", "held-out loss", "Fréchet distance", "ratio"),
+        *("share of peak", "held-out loss", "Fréchet distance", "ratio"),
     ]
     images, floor = rows[0]["evaluation_images"], number(rows[0]["frechet_floor"])
     return (
@@ -164,7 +164,7 @@ def speed_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
         "ratio",
         "seconds of the first round",
     ]
-    share_column = ["share of bf16 peak"] if "share_of_peak" in rows[0] else []
+    share_column = ["share of peak"] if "share_of_peak" in rows[0] else []
     return markdown_table([*columns, *share_column], lines)
 
 
@@ -272,7 +272,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [[kind, *(_milliseconds(row["kinds"][kind], row) for row in rows)] for kind in rows[0]["kinds"]]
     lines.append(["with the profiler", *(_milliseconds(row["profiled_seconds"], row) for row in rows)])
     lines.append(["without", *(f"{row['seconds'] * 1e3:.2f} ms" for row in rows)])
-    lines.append(["share of bf16 peak", *(f"{row['share_of_peak']:.0%}" for row in rows)])
+    lines.append(["share of peak", *(f"{row['share_of_peak']:.0%}" for row in rows)])
     network = f"{rows[0]['name']}, {_precision(rows[0])}, without the sampler"
     parts = [f"{network}:\n\n{markdown_table(['', *passes], lines)}"]
     for row, name in zip(rows, passes, strict=True):
@@ -283,7 +283,7 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
             share = f"{speed / row['bf16_matmul_peak']:.0%}"
             words = convolution["convolution"], convolution["direction"]
             convolutions.append([*words, str(calls), f"{seconds * 1e6:.0f}", f"{speed / 1e9:.0f}", share])
-        columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of bf16 peak"]
+        columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of peak"]
         parts.append(f"Convolutions in a {name}:\n\n{markdown_table(columns, convolutions)}")
     return "\n".join(parts)
 

@@ -104,7 +104,7 @@ def critic_of(unet: UNet, calls: int) -> UNet:
     `call` alone if the teacher takes no labels. The critic's own null label is not used.
     """
     rows = 1 if unet.null_label is None else unet.null_label + 1
-    critic = UNet(**{**architecture(unet)["init_args"], "num_class_embeds": calls * rows})
+    critic = UNet.from_config({**architecture(unet)["init_args"], "num_class_embeds": calls * rows})
     table = torch.zeros_like(critic.label_embedding.table.weight)
     if unet.label_embedding is not None:
         table[:-1] = unet.label_embedding.table.weight.detach().repeat(calls, 1)

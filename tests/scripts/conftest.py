@@ -15,8 +15,9 @@ SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", st
 
 
 def clean_environment():
-    """Return the environment without what would change how a command trains or logs."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(("ACCELERATE_", "WANDB_"))}
+    """Return the environment without what would change how a command trains, logs or warns."""
+    changing = ("ACCELERATE_", "WANDB_", "PYTHONWARN")
+    return {name: value for name, value in os.environ.items() if not name.startswith(changing)}
 
 
 def command(*arguments, **environment):

@@ -119,7 +119,7 @@ def test_a_profile_says_what_share_of_a_pass_each_kind_takes():
     assert "| convolution | 4.00 ms, 40% |" in table
     assert "| with the profiler | 10.00 ms, 100% |" in table
     assert "| without | 8.00 ms |" in table
-    assert "| share of bf16 peak | 30% |" in table
+    assert "| share of peak | 30% |" in table
     assert "| 3x3 | forward | 2 | 1000 | 100 | 25% |" in table
 
 
