@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from denoiser.checks import check_positive, pair
-from denoiser.plain import plain_arguments
+from denoiser.plain import plain, plain_arguments
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.callbacks import TENSOR_INPUTS, StepCallback, StepReport
 from pipelines.classes import ClassReader, Labels, OwnLabels
@@ -24,7 +25,7 @@ from pipelines.predictor import Predictor, predicted_image
 from pipelines.schedulers import distilled_calls
 from pipelines.stepping import Stepper
 
-OUTPUT_TYPES = ("pil", "np", "pt")
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 PICTURE_CHANNELS = (1, 3, 4)  # grey, colour, and colour with a mask
 # Images in a call of the network where each image has its own randomness: kernels round differently by batch size.
 CALL_SIZE = 64
@@ -46,7 +47,7 @@ class DenoisingPipeline(DiffusionPipeline):
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, class_names: Sequence[str] | None = None) -> None:
         super().__init__()
-        self._interrupt, self._num_timesteps = False, 0
+        self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, 1.0
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(class_names=None if class_names is None else list(class_names))
 
@@ -69,6 +70,11 @@ class DenoisingPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of timesteps of the last call."""
         return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """Scale of guidance in the last step, which a callback changes for the next by setting `_guidance_scale`."""
+        return self._guidance_scale
 
     @property
     def interrupt(self) -> bool:
@@ -115,7 +121,8 @@ class DenoisingPipeline(DiffusionPipeline):
                 whatever else is drawn with it; the network is then called with `CALL_SIZE` images at a time.
             seed: In the place of such a list: image i is a function of (seed, i), or of (seeds[i], 0) for a seed each.
             output_type: "pil" for a list of PIL images, "np" for `(batch, height, width, channels)` in [0, 1], "pt"
-                for `(batch, channels, height, width)` in [0, 1].
+                for `(batch, channels, height, width)` in [0, 1], "latent" for that as the last step leaves it, [-1, 1]
+                and not clipped.
             return_dict: False for a plain tuple.
             callback_on_step_end: Called as `(pipeline, step, timestep, {"sample": noisy, "clean": image})` after each
                 step, with the image predicted in it; both `(batch, channels, height, width)`. What it returns under
@@ -167,10 +174,11 @@ class DenoisingPipeline(DiffusionPipeline):
         elif tuple(noise.shape) != shape:
             raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
         sample = self._start(stepper, noise.to(device), image, strength)
-        self._interrupt, self._num_timesteps = False, len(stepper.timesteps)
+        self._interrupt, self._num_timesteps, self._guidance_scale = False, len(stepper.timesteps), guidance.scale
         for step, timestep in enumerate(self.progress_bar(stepper.timesteps)):
             if self.interrupt:
                 continue
+            predict.guide(replace(guidance, scale=plain(self.guidance_scale)))
             noisy = stepper.scaled(sample, timestep)
             prediction = predict(noisy, timestep)
             clean = None
@@ -212,6 +220,8 @@ class DenoisingPipeline(DiffusionPipeline):
             raise ValueError("seed and generator were both given; give one of them")
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return sample
         images = in_unit_range(sample)
         if output_type == "pt":
             return images

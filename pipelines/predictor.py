@@ -84,18 +84,22 @@ class Predictor:
         guidance: Guidance = Guidance(),  # noqa: B008 - it is frozen
         call_size: int | None = None,
     ) -> None:
-        if guidance.scale != 1 and classes is None:
-            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
-        if guidance.scale != 1 and not hasattr(unet, "null_label"):
-            raise ValueError(
-                f"guidance_scale is {guidance.scale}, and {type(unet).__name__} has no null label; leave it at 1"
-            )
         self.unet = unet
         self.dtype = unet.dtype  # once, for diffusers goes through all the weights to find it
         self.scheduler = scheduler
         self.classes = classes
-        self.guidance = guidance
         self.call_size = call_size
+        self.guide(guidance)
+
+    def guide(self, guidance: Guidance) -> None:
+        """Change how much the classes count, from the next call on."""
+        if guidance.scale != 1 and self.classes is None:
+            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
+        if guidance.scale != 1 and not hasattr(self.unet, "null_label"):
+            raise ValueError(
+                f"guidance_scale is {guidance.scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
+            )
+        self.guidance = guidance
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Return what the scheduler's prediction type says of noisy images, both `(batch, channels, height, width)`.

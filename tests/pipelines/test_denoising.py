@@ -221,6 +221,7 @@ def test_output_types_hold_the_same_images():
     np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
     assert [picture.mode for picture in pictures] == ["L"] * 3
     np.testing.assert_array_equal(np.asarray(pictures[1]), (array[1, :, :, 0] * 255).round())
+    assert torch.equal((draw(pipeline, output_type="latent") / 2 + 0.5).clamp(0, 1), tensor)
     (as_tuple,) = pipeline(3, num_inference_steps=4, seed=0, output_type="pt", return_dict=False)
     assert torch.equal(as_tuple, tensor)
 
@@ -372,7 +373,7 @@ def test_the_progress_bar_is_diffusers_own(capsys):
         ({"seed": None, "generator": [torch.Generator()]}, "1 generators for 3 images"),
         ({"class_labels": 1.9}, "class label 1.9 is neither an index nor a name"),
         ({"class_labels": torch.tensor([1.0, 2.0, 1.9])}, "class label 1.0 is neither"),
-        ({"output_type": "jpg"}, "'jpg'; it is one of pil, np, pt"),
+        ({"output_type": "jpg"}, "'jpg'; it is one of pil, np, pt, latent"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options, message):

@@ -79,6 +79,20 @@ def test_a_callback_may_replace_the_noisy_images(pipeline, given):
     assert images.unique().tolist() == [0.5]
 
 
+def test_a_callback_may_change_the_guidance(pipeline):
+    def stronger(pipe, step, timestep, tensors):
+        scales.append(pipe.guidance_scale)
+        pipe._guidance_scale += 1
+
+    scales, options = [], {"class_labels": 1, "guidance_scale": 2}
+    images = drawn(pipeline, callback_on_step_end=stronger, **options)
+    assert scales == [2, 3, 4]
+    assert pipeline.guidance_scale == 5
+    assert not torch.equal(images, drawn(pipeline, **options))
+    with pytest.raises(ValueError, match="guidance_scale is 2.0 without class labels"):
+        drawn(pipeline, callback_on_step_end=stronger)
+
+
 def test_a_callback_that_interrupts_leaves_the_other_steps_out(pipeline):
     steps = []
 

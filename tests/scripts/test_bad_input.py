@@ -89,7 +89,10 @@ def train_error(error_of):
             "--model.num_class_embeds null --training.label_dropout 0.3",
             "label_dropout is 0.3, and the network takes no",
         ),
-        ("--training.seed 99999999999999999999", "seed is 99999999999999999999; it must be from 0 to below 2^64"),
+        (
+            "--training.seed 99999999999999999999",
+            "seed is 99999999999999999999; it must be a whole number from 0 to below 2^64",
+        ),
         ("--training.weight_decay .nan", "weight_decay is nan"),
         ("--training.max_minutes .inf", "max_minutes is inf"),
         ("--output_dir=", "output_dir is empty"),
