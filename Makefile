@@ -1,7 +1,7 @@
 # make train    set up, get the data, train the default config (five minutes on two cores)
 # make test     set up, get the data, run every test
 # make lint     style and types
-# make soak     kill runs, fail writes and feed nonsense for an hour; write what was found into docs/reliability.md and docs/environment.md
+# make soak     kill runs, fail writes, feed nonsense and compile for an hour; write what was found into docs/reliability.md and docs/environment.md
 # make pictures draw the pictures of docs/sampling.md again
 # make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3
@@ -26,7 +26,7 @@ lint: .venv/installed
 
 soak: .venv/installed data
 	noted=$$(mktemp) && SOAK=1 RELIABILITY=$$noted OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
-	    --hypothesis-seed $${SOAK_SEED:-0} tests/faults tests/scripts/test_bad_input.py tests/denoiser/test_environment.py && $(BIN)/python -m tests.reliability $$noted; \
+	    --hypothesis-seed $${SOAK_SEED:-0} tests/faults tests/scripts/test_bad_input.py tests/denoiser/test_environment.py tests/denoiser/test_compilers.py && $(BIN)/python -m tests.reliability $$noted; \
 	    status=$$?; rm -f $$noted; exit $$status
 
 pictures: .venv/installed data

@@ -27,6 +27,8 @@ def must_use_cpu() -> bool:
 def multiplies_bf16_natively(device: torch.device) -> bool:
     """Return whether the device has instructions for bfloat16 products, so that bf16 is faster and not emulated."""
     if device.type == "cpu":
+        if not hasattr(torch.cpu, "get_capabilities"):  # which PyTorch 2.8 has not
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     if device.type == "cuda":

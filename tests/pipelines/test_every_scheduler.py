@@ -37,7 +37,7 @@ NEEDED = {
     "VQDiffusionScheduler": {"num_vec_classes": 4},
     "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "1/t", "tsr_k": 1.0, "tsr_sigma": 1.0},
 }
-CLASSES = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+CLASSES = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
 INSTALLED = [name for name in CLASSES if not hasattr(getattr(diffusers, name), "_backends")]
 UNET = tiny_unet(block_out_channels=(16,), attention_levels=())
 SPREAD = 0.15  # standard deviation of the data, far from the range that samplers clip to
