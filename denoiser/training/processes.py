@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, gather_object, is_torch_version
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -74,6 +74,10 @@ def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
         )
     if channels_last:
         raise ValueError("FSDP splits weights in their plain order only; give --training.channels_last false")
+    if accelerator.device.type == "cpu" and is_torch_version("<", "2.11"):
+        raise ValueError(
+            "FSDP on CPUs needs PyTorch 2.11: before, the processes' gradients can be summed, not averaged"
+        )
 
 
 def start_process() -> PartialState:
