@@ -1,19 +1,20 @@
 """Checks of what a user can get wrong, each with the value, what was expected and what to do."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
-from denoiser.plain import settle_fields
+from denoiser.plain import plain, settle_fields
 
 LARGEST = 2**31 - 1  # which the libraries can all count to
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
     """Return height and width of a size that may be one number for both."""
+    size = plain(size)
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise ValueError(f"size is {size}; give one number, or a height and a width")
@@ -22,7 +23,7 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 def check_positive(**counts: int) -> None:
     """Raise `ValueError` for the first of the named counts that is not a whole number from 1 to `LARGEST`."""
-    for name, count in counts.items():
+    for name, count in plain(counts).items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
         if count > LARGEST:
@@ -32,7 +33,7 @@ def check_positive(**counts: int) -> None:
 def check_between(least: float, most: float, **numbers: float) -> None:
     """Raise `ValueError` for the first of the named numbers that is not from `least` to `most`."""
     for name, number in numbers.items():
-        if not least <= number <= most:
+        if isinstance(number, bool) or not isinstance(number, Real) or not least <= number <= most:
             raise ValueError(f"{name} is {number}; it must be from {least} to {most}")
 
 
@@ -67,6 +68,14 @@ def check_kinds(config: Any) -> None:
         _check_kind(entry.name, getattr(config, entry.name), entry.type)
 
 
+_KINDS = (
+    (int, int, "a whole number"),
+    (str, str, "a string"),
+    (float, Real, "a number"),
+    (bool, bool, "True or False"),
+)
+
+
 def _check_kind(name: str, value: Any, kind: Any) -> None:
     options = get_args(kind)
     if get_origin(kind) is Literal and value not in options:
@@ -78,11 +87,8 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
     if get_origin(kind) is tuple:
         for part, option in zip(value, options, strict=True):
             _check_kind(name, part, option)
-    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"{name} is {value!r}; it must be a whole number")
-    if kind is str and not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r}; it must be a string")
-    if kind is float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise ValueError(f"{name} is {value!r}; it must be a number")
-    if kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}; it must be True or False")
+    for plain_kind, ours, what in _KINDS:
+        if kind is plain_kind and (not isinstance(value, ours) or (isinstance(value, bool) and kind is not bool)):
+            raise ValueError(f"{name} is {value!r}; it must be {what}")
+    if is_dataclass(kind) and not isinstance(value, cast("type", kind)):
+        raise ValueError(f"{name} is {value!r}; it must be a {cast('type', kind).__name__}")

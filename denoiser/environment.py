@@ -50,8 +50,11 @@ PRECISION, BACKEND, DEVICE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BA
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 RECORDED = (*SWITCHES, DEVICE, *THREADS)
 
-LAUNCHERS = ("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun")
-TORCH_LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
+LAUNCHING_MODULES = (
+    *("accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
+    *("torch.distributed.run", "torch.distributed.launch"),
+)
 
 
 def launcher() -> psutil.Process | None:
@@ -64,9 +67,17 @@ def launcher() -> psutil.Process | None:
         words = [] if parent is None else parent.cmdline()
     except psutil.Error:  # a parent of another user, or one that has just ended
         return None
-    python = bool(words) and Path(words[0]).name.lower().startswith("python")
-    launches = any(Path(word).stem in LAUNCHERS or word in (*LAUNCHERS, *TORCH_LAUNCHERS) for word in words[1:])
-    return parent if python and launches else None
+    if not words or not Path(words[0]).name.lower().startswith("python"):
+        return None
+    given = iter(words[1:])
+    for word in given:
+        if word == "-m":
+            return parent if next(given, "") in LAUNCHING_MODULES else None
+        if word in ("-W", "-X"):
+            next(given, "")
+        elif not word.startswith("-"):
+            return parent if Path(word).stem in LAUNCHERS else None
+    return None
 
 
 def exported(environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
@@ -88,14 +99,19 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list
         ValueError: If a variable has no sensible value, asks for what this project has not, or the launcher was asked
             for several processes and started one.
     """
-    for name in (*SWITCHES, *REFUSED):
-        if _is_on(environment, name) and name in REFUSED:
+    for name in [name for name, value in environment.items() if name.startswith("ACCELERATE_") and not value]:
+        environment.pop(name)  # as good as unset, which Accelerate does not see so
+    for name in SWITCHES:
+        _is_on(environment, name)  # or neither on nor off, which it raises for
+    for name in REFUSED:
+        if _is_on(environment, name):
             raise ValueError(f"{name} is set, and {REFUSED[name]} is not supported; unset it")
     _check_device(environment)
     lines = []
     for family, names in LAUNCHES.items():
         if all(environment.get(name) for name in names):
             _check_launch(environment, names)
+            _check_numbers(environment, *WITH_LAUNCH[family], *[name for name in names if name == "MASTER_PORT"])
             continue
         if family == "torch":
             _check_started(environment)
@@ -231,6 +247,14 @@ def _check_launch(environment: Mapping[str, str], names: tuple[str, ...]) -> Non
     if not (rank.isdecimal() and size.isdecimal() and local.isdecimal() and int(local) <= int(rank) < int(size)):
         told = ", ".join(f"{name}={environment[name]}" for name in names[:3])
         raise ValueError(f"{told} cannot be: they are whole numbers, rank below size; unset them, or use a launcher")
+
+
+def _check_numbers(environment: Mapping[str, str], *names: str) -> None:
+    """Raise `ValueError` for the first of the variables that is set, and is no whole number of at least 1."""
+    for name in names:
+        value = environment.get(name, "1")
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"{name} is '{value}'; it must be a whole number of at least 1, or unset")
 
 
 def _check_device(environment: Mapping[str, str]) -> None:

@@ -45,6 +45,9 @@ class StepReport:
         if self.callback is None:
             return sample
         tensors: dict[str, Any] = {"sample": sample, "clean": clean, "latents": sample}
-        answer = self.callback(pipeline, step, timestep, {name: tensors[name] for name in self.names}) or {}
+        answer = self.callback(pipeline, step, timestep, {name: tensors[name] for name in self.names})
+        answer = {} if answer is None else answer
+        if not isinstance(answer, dict):
+            raise ValueError(f"callback_on_step_end returned a {type(answer).__name__}; it returns a dict, or None")
         given = (answer.get(name, sample) for name in ("sample", "latents"))
         return next((images for images in given if images is not sample), sample)

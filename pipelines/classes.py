@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class ClassReader:
         """
         if self.num_classes is None:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
-        if not isinstance(label, (Integral, str)):
+        if isinstance(label, bool) or not isinstance(label, (Integral, str)):
             raise ValueError(f"class label {label!r} is neither an index nor a name")
         if isinstance(label, str) and not label.removeprefix("-").isdecimal():
             if label.lower() not in self.indices:
@@ -99,6 +99,8 @@ class ClassReader:
         """Return the classes of one image and their weights, which sum to 1."""
         if not isinstance(label, Mapping):
             return [(self.index(label), 1.0)]
+        if not all(isinstance(weight, Real) for weight in label.values()):
+            raise ValueError(f"the mixture {dict(label)} has weights that are no numbers")
         total = sum(label.values())
         if not all(weight >= 0 for weight in label.values()) or not 0 < total < math.inf:
             raise ValueError(f"the mixture {dict(label)} has no weights to go by; give numbers of 0 or more, not all 0")

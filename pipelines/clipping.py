@@ -1,13 +1,32 @@
 """How samplers bound the clean image that they predict: as the scheduler of the training says."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from diffusers import HeunDiscreteScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, HeunDiscreteScheduler, SchedulerMixin
 
 # Thresholding at 1 clips to the range of the data, for samplers that can only threshold.
 _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}
 _THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
+# What samplers leave out of their own configs, or change there, and the name under which they keep the training's.
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(DDPMScheduler).parameters.items()}
+_KEPT = ("variance_type", "clip_sample", "clip_sample_range", "thresholding", *_THRESHOLDING)
+REMEMBERED = "_trained_with"  # diffusers saves and loads what begins so, and hands it to no constructor
+
+
+def of_the_training(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a config as the training had it, and of its options those that the next sampler shall remember.
+
+    A sampler for another sampler's config would else go by what is left there. Nothing is remembered of the defaults.
+    """
+    config = dict(config)
+    if kept := dict(config.get(REMEMBERED) or {}):
+        config.pop("use_karras_sigmas", None)  # which tells a sampler's own clipping
+        return {**config, **kept}, kept
+    if "use_karras_sigmas" not in config and "variance_type" in config:
+        kept = {name: config[name] for name in _KEPT if name in config}
+    return config, kept if any(value != _DEFAULTS[name] for name, value in kept.items()) else {}
 
 
 def clipping(scheduler_class: type[SchedulerMixin], config: dict[str, Any]) -> dict[str, Any]:

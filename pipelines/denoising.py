@@ -14,7 +14,7 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
-from denoiser.checks import check_positive, pair
+from denoiser.checks import check_between, check_positive, pair
 from denoiser.plain import plain, plain_arguments
 from denoiser.randomness import SAMPLING, seeded_generator
 from pipelines.callbacks import TENSOR_INPUTS, StepCallback, StepReport
@@ -48,6 +48,9 @@ class DenoisingPipeline(DiffusionPipeline):
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, class_names: Sequence[str] | None = None) -> None:
         super().__init__()
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, 1.0
+        classes = unet.config.get("num_class_embeds")
+        if classes is not None and class_names is not None and len(class_names) > classes:
+            raise ValueError(f"{len(class_names)} class_names for a network of {classes} classes; name each once")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(class_names=None if class_names is None else list(class_names))
 
@@ -151,10 +154,14 @@ class DenoisingPipeline(DiffusionPipeline):
         if batch_size is None:
             batch_size = _length(class_labels, seed)
         guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval)
+        if callback_on_step_end is None:  # which may change the scale
+            guidance.check_effect()
         if num_inference_steps is None:
             num_inference_steps = distilled_calls(self.scheduler.config) or 50
         check_positive(batch_size=batch_size)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         self._check_randomness(batch_size, generator, seed)
+        check_between(0, 1, eta=eta)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
         if seed is not None:
@@ -169,10 +176,8 @@ class DenoisingPipeline(DiffusionPipeline):
 
         stepper = Stepper(self.scheduler, num_inference_steps, device, generator, eta)
         shape = (batch_size, *self.image_shape)
-        if noise is None:
-            noise = randn_tensor(shape, generator=generator, device=device)
-        elif tuple(noise.shape) != shape:
-            raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
+        noise = randn_tensor(shape, generator=generator, device=device) if noise is None else noise
+        _check_noise(noise, shape)
         sample = self._start(stepper, noise.to(device), image, strength)
         self._interrupt, self._num_timesteps, self._guidance_scale = False, len(stepper.timesteps), guidance.scale
         for step, timestep in enumerate(self.progress_bar(stepper.timesteps)):
@@ -199,9 +204,12 @@ class DenoisingPipeline(DiffusionPipeline):
             return stepper.from_noise(noise)
         if not isinstance(image, Tensor):
             raise ValueError(f"image is a {type(image).__name__}; give a tensor in [-1, 1], {tuple(noise.shape)}")
+        if not image.is_floating_point():
+            raise ValueError(f"image is {image.dtype}; give a tensor in [-1, 1]")
         if image.shape != noise.shape:
             raise ValueError(f"image is {tuple(image.shape)}; expected {tuple(noise.shape)}, as many and as large")
-        if not 0 < strength <= 1:
+        check_between(0, 1, strength=strength)
+        if not strength:
             raise ValueError(f"strength is {strength}; it must be above 0 and up to 1")
         taken = math.ceil(round(strength * stepper.num_inference_steps, 9))  # 0.7 of 10 is 7, not the 8 of rounding
         return stepper.from_image(image.to(noise.device), noise, taken)
@@ -236,6 +244,14 @@ def image_generators(seed: int | Sequence[int], indices: Sequence[int]) -> list[
     if isinstance(seed, Sequence):
         return [seeded_generator(SAMPLING, seed[index], 0) for index in indices]
     return [seeded_generator(SAMPLING, seed, index) for index in indices]
+
+
+def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` if the noise to start from is no tensor of this shape."""
+    if not isinstance(noise, Tensor):
+        raise ValueError(f"noise is a {type(noise).__name__}; give a tensor, {shape}")
+    if tuple(noise.shape) != shape:
+        raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape} (batch, channels, height, width)")
 
 
 def _length(*given: object) -> int:

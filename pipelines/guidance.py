@@ -32,6 +32,11 @@ class Guidance:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"guidance_interval is {self.interval}; give the lower noise level first, both 0 or more")
 
+    def check_effect(self) -> None:
+        """Raise `ValueError` if there is something to change in the guidance, and no guidance."""
+        if self.scale == 1 and (self.rescale or self.interval):
+            raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
+
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """Return the guided prediction, `(batch, channels, height, width)` as both are."""
         guided = unconditional + self.scale * (conditional - unconditional)

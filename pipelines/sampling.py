@@ -8,7 +8,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
-from denoiser.checks import check_kinds, check_positive, check_seed
+from denoiser.checks import check_between, check_kinds, check_positive, check_seed
 from denoiser.plain import plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import DenoisingPipeline, StepCallback, image_generators
@@ -50,6 +50,7 @@ class SamplingConfig:
         check_positive(num_images=self.num_images, steps=self.steps, batch_size=self.batch_size)
         check_scheduler_name(self.scheduler)
         check_seed(self.seed)
+        check_between(0, 1, eta=self.eta)
         Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
 
 
@@ -69,8 +70,7 @@ def check_sampling(config: SamplingConfig, unet: ModelMixin, scheduler: Schedule
         raise ValueError(
             f"guidance_scale is {config.guidance_scale}, and {type(unet).__name__} has no null label; leave it at 1"
         )
-    if config.guidance_scale == 1 and (config.guidance_rescale or config.guidance_interval):
-        raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
+    Guidance(config.guidance_scale, config.guidance_rescale, config.guidance_interval).check_effect()
     if config.eta and "eta" not in accepted_by_step(scheduler, eta=config.eta):
         raise ValueError(f"eta is {config.eta}, and {type(scheduler).__name__} takes none; use ddim, or leave it at 0")
 

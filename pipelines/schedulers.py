@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from denoiser.checks import did_you_mean
-from pipelines.clipping import clipping
+from pipelines.clipping import REMEMBERED, clipping, of_the_training
 from pipelines.predictor import predicted_image, predicted_noise
 
 # Noise enough for data in [-1, 1] (Karras et al. 2022, table 1).
@@ -132,6 +132,8 @@ def check_scheduler_name(name: str) -> None:
 def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     """Raise `ValueError` unless the scheduler can take this number of steps."""
     fewest, most = _fewest(scheduler), distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+        raise ValueError(f"num_inference_steps is {num_inference_steps!r}; it must be a whole number")
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
             f"{num_inference_steps} inference steps were asked for; the scheduler takes {fewest} to {most} "
@@ -210,6 +212,7 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
+    config, remembered = of_the_training(config)
     calls = distilled_calls(config)
     if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
         options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
@@ -223,6 +226,8 @@ def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
         _try_step(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
+    if remembered:
+        scheduler.register_to_config(**{REMEMBERED: remembered})
     return scheduler
 
 

@@ -169,4 +169,4 @@ def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> int | l
 
 
 def _seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**63 - 1, (), generator=generator))
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))

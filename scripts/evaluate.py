@@ -141,7 +141,8 @@ def main() -> None:
             for tracker in accelerator.trackers:
                 tracker.log_images({name: [picture] for name, picture in pictures.items()})
         if options.pipeline and not options.output_dir and not shipped:
-            update_card(judged, report)
+            with optional("updating the model card"):
+                update_card(judged, report)
     if tracked and (sync_command := close_wandb(accelerator, folder)):
         accelerator.print(f"logged offline; to upload: {sync_command}")
 

@@ -109,7 +109,7 @@ def update_card(folder: Path, report: dict[str, Any]) -> None:
     facts = report["subject"]
     intro = f"{report['sets']} sets of {report['images']:,} images, {facts['sampler']}; mean ± spread.\n\n"
     page = intro + distances(report).removeprefix("## Distances\n\n")
-    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text(encoding="utf-8"))
+    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text("utf-8", "surrogateescape"))
     if count:
         with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, "utf-8", "surrogateescape")

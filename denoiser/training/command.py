@@ -52,7 +52,8 @@ def train_and_tell(trainer: Trainer, what: str) -> None:
     )
     sync_command = trainer.train()
     accelerator.print(f"\nrun folder:   {folder.path}\npipeline:     {folder.pipeline}")
-    accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
+    if folder.grid(trainer.step).exists():  # it could not be drawn otherwise, which a warning has said
+        accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
     if sync_command:
         accelerator.print(f"logged offline; to upload: {sync_command}")
     script = Path(sys.argv[0]).resolve().with_name("sample.py")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from diffusers import ModelMixin, SchedulerMixin
 
 from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed
-from denoiser.plain import settle_fields
+from denoiser.plain import plain
 from pipelines import SamplingConfig
 
 
@@ -168,7 +168,7 @@ class RunConfig:
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        settle_fields(self)
+        check_kinds(self)
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder for the run")
 
@@ -195,7 +195,8 @@ def _public(component_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples into lists, which is what YAML and JSON have."""
+    """Turn tuples and arrays into lists, and numbers into Python's own, which is what YAML and JSON have."""
+    value = plain(value)
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -13,6 +13,7 @@ from denoiser.checks import pair
 from denoiser.data import ImageSet
 from denoiser.device import in_best_layout
 from denoiser.embeddings import drop_labels
+from denoiser.plain import plain
 from denoiser.randomness import NETWORK, seeded_generator
 from denoiser.training.averaging import averaged_model
 from denoiser.training.budget import learning_rate
@@ -64,6 +65,11 @@ class Learner:
         accelerator: Accelerator,
         images: ImageSet,
     ) -> None:
+        if not isinstance(scheduler, DDPMScheduler):
+            raise ValueError(f"the scheduler is a {type(scheduler).__name__}; a training takes a DDPMScheduler")
+        _check_image_set(images)
+        for part in (model, scheduler):  # whose numbers are written to files
+            part.register_to_config(**plain({name: part.config[name] for name in part.config if name[0] != "_"}))
         self.training, self.scheduler, self.accelerator = training, scheduler, accelerator
         self.images = images.to(accelerator.device)
         self.raw_model: ModelMixin = model
@@ -73,6 +79,10 @@ class Learner:
         self.check_images(images)
         self._check_label_dropout()
         check_noise_schedule(scheduler)
+        if (training.loss_weighting, scheduler.config.prediction_type) == ("noise", "epsilon"):
+            raise ValueError(
+                "loss_weighting is noise, and changes nothing: the network predicts the noise; leave it out"
+            )
 
         self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
         self.loss_weights = loss_weights(scheduler, training.loss_weighting).to(accelerator.device)
@@ -227,6 +237,7 @@ class Learner:
 
     def check_images(self, images: ImageSet) -> None:
         """Raise `ValueError` if the network has other channels, sizes or classes than the images."""
+        _check_image_set(images)
         shape, names = tuple(images.images.shape[1:]), images.class_names
         if shape != self.image_shape:
             raise ValueError(f"the images are {shape} (channels, height, width), the model wants {self.image_shape}")
@@ -238,6 +249,8 @@ class Learner:
     def _check_label_dropout(self) -> None:
         """Raise `ValueError` if labels shall be dropped, and the network has none or no null label."""
         share, network = self.training.label_dropout, type(self.raw_model).__name__
+        if (kind := self.raw_model.config.get("class_embed_type")) is not None:
+            raise ValueError(f"class_embed_type is {kind}, and labels here are indices of classes; leave it out")
         if self.num_classes is None and share not in (0, TrainingConfig.label_dropout):
             raise ValueError(f"label_dropout is {share}, and the network takes no labels; leave it out")
         if self.num_classes is not None and share and getattr(self.raw_model, "null_label", None) is None:
@@ -245,3 +258,9 @@ class Learner:
                 f"label_dropout is {share}, and {network} has no null label to put in a label's place; give "
                 "--training.label_dropout 0"
             )
+
+
+def _check_image_set(images: ImageSet) -> None:
+    """Raise `ValueError` if the images are not an `ImageSet`."""
+    if not isinstance(images, ImageSet):
+        raise ValueError(f"the images are a {type(images).__name__}; give a denoiser.data.ImageSet")

@@ -1,6 +1,7 @@
 """The loss of denoising diffusion: how well a network predicts what the scheduler's `prediction_type` asks for."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from denoiser.checks import check_positive
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
 def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -48,15 +52,31 @@ def check_noise_schedule(scheduler: DDPMScheduler) -> None:
             f"the share of noise goes from {1 - signal[0]:.4g} to {1 - signal[-1]:.4g}; it must be above 0, below 1: "
             "raise the lowest beta, lower the highest, or predict the velocity where the schedule ends in noise alone"
         )
-    if config.variance_type in ("learned", "learned_range"):
-        raise ValueError(
-            f"variance_type is '{config.variance_type}', and these networks predict no variance; use fixed_small"
-        )
-    if config.variance_type == "fixed_large_log":
-        raise ValueError("variance_type is 'fixed_large_log', with which diffusers draws no numbers; use fixed_large")
+    _check_options(config)
     for name, reason in _without_effect(config).items():
         if config[name] != inspect.signature(DDPMScheduler).parameters[name].default:
             raise ValueError(f"{name} is {config[name]}, and changes nothing: {reason}; leave it out")
+
+
+def _check_options(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for the first option of a scheduler that has no sensible value."""
+    for name, known in (("variance_type", _VARIANCES), ("prediction_type", _PREDICTIONS)):
+        if config[name] not in known:
+            raise ValueError(f"{name} is '{config[name]}'; it is one of {', '.join(known)}")
+    if not 0 < config["clip_sample_range"] < math.inf:
+        raise ValueError(f"clip_sample_range is {config['clip_sample_range']}; it must be above 0")
+    if config["thresholding"] and not 0 < config["dynamic_thresholding_ratio"] <= 1:
+        raise ValueError(
+            f"dynamic_thresholding_ratio is {config['dynamic_thresholding_ratio']}; it is above 0, up to 1"
+        )
+    if config["thresholding"] and not 1 <= config["sample_max_value"] < math.inf:
+        raise ValueError(f"sample_max_value is {config['sample_max_value']}; it must be at least 1")
+    if config["variance_type"] in ("learned", "learned_range"):
+        raise ValueError(
+            f"variance_type is '{config['variance_type']}', and these networks predict no variance; use fixed_small"
+        )
+    if config["variance_type"] == "fixed_large_log":
+        raise ValueError("variance_type is 'fixed_large_log', with which diffusers draws no numbers; use fixed_large")
 
 
 def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:

@@ -36,6 +36,8 @@ class Probe:
     """
 
     def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int) -> None:
+        if len(held_out) < FEWEST_FOR_FRECHET:
+            raise ValueError(f"{len(held_out)} held-out images cannot be judged; give at least {FEWEST_FOR_FRECHET}")
         check_between(FEWEST_FOR_FRECHET, len(held_out), evaluation_images=count)
         self.held_out = ImageSet(held_out.images[:count], held_out.labels[:count], held_out.class_names)
         self.sampling = replace(sampling, num_images=count, batch_size=BATCH_SIZE)

@@ -25,7 +25,8 @@ from denoiser.training.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 
-# What wandb calls its modes besides.
+MODES = ("online", "offline", "disabled")
+# Other names that wandb has for its modes.
 OLD_MODES = {"dryrun": "offline", "run": "online"}
 OF_THE_FOLDER = {
     "WANDB_DIR": "a run is logged into its own folder",
@@ -50,6 +51,8 @@ def settle_tracking(config: TrackingConfig) -> tuple[TrackingConfig, list[str]]:
         return config, []
     theirs = _wandb_settings()
     mode = OLD_MODES.get(theirs.mode, theirs.mode)
+    if mode not in MODES and config.mode == "auto":
+        raise ValueError(f"WANDB_MODE is '{mode}'; runs are logged {', '.join(MODES)}")
     settled = replace(config, project=config.project or theirs.project or "denoiser")
     ignored = {}
     if config.mode == "auto":
@@ -111,7 +114,7 @@ def start_wandb(
         run_id: Of the run to go on with, if there is one of this id.
 
     Returns:
-        The mode: online, offline, shared or disabled.
+        The mode: online, offline or disabled.
 
     Raises:
         ValueError: If wandb was asked to log online and cannot, or refuses a mode or a project.

@@ -2,13 +2,14 @@
 
 import os
 import re
+import types
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from denoiser.device import choose_mixed_precision, num_cores
-from denoiser.environment import COMPILING, LAUNCHES, NOT_COMPILING, REFUSED, WITH_LAUNCH, settle_processes
+from denoiser.environment import COMPILING, LAUNCHES, NOT_COMPILING, REFUSED, WITH_LAUNCH, launcher, settle_processes
 from denoiser.training import RunConfig, TrainingConfig, start_accelerator
 from denoiser.training.trainer import as_run
 from tests.conftest import ROOT
@@ -161,6 +162,38 @@ def test_ranks_that_cannot_be_are_refused(ranks):
     launch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
     with pytest.raises(ValueError, match="RANK=.* cannot be: they are whole numbers, rank below size"):
         settle_processes({**launch, **ranks})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MASTER_PORT", "abc"), ("LOCAL_WORLD_SIZE", "0"), ("LOCAL_WORLD_SIZE", "x")]
+)
+def test_what_goes_with_a_launch_is_a_number(name, value):
+    launch = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    with pytest.raises(ValueError, match=f"{name} is '{value}'; it must be a whole number"):
+        settle_processes({**launch, name: value})
+
+
+def test_an_empty_variable_is_as_good_as_unset(start):
+    names = [name for name in (*IGNORED, *HONOURED, *REFUSED) if name.startswith("ACCELERATE_")]
+    assert start(**dict.fromkeys(names, ""))[2] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "launches"),
+    [
+        ("python /bin/torchrun --nproc_per_node 2 train.py", True),
+        ("python3 -u -X dev -m accelerate.commands.accelerate_cli launch train.py", True),
+        ("python -m torch.distributed.run train.py", True),
+        ("python sweep.py --tool torchrun", False),
+        ("python -m sweep accelerate", False),
+        ("bash torchrun", False),
+        ("python", False),
+    ],
+)
+def test_a_launcher_is_known_by_its_script(monkeypatch, words, launches):
+    parent = types.SimpleNamespace(cmdline=words.split)
+    monkeypatch.setattr("psutil.Process.parent", lambda self: parent)
+    assert launcher() is (parent if launches else None)
 
 
 def test_what_a_launcher_has_set_stays():

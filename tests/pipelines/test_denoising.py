@@ -373,12 +373,35 @@ def test_the_progress_bar_is_diffusers_own(capsys):
         ({"seed": None, "generator": [torch.Generator()]}, "1 generators for 3 images"),
         ({"class_labels": 1.9}, "class label 1.9 is neither an index nor a name"),
         ({"class_labels": torch.tensor([1.0, 2.0, 1.9])}, "class label 1.0 is neither"),
+        ({"class_labels": True}, "class label True is neither"),
+        ({"class_labels": {1: "x"}}, "weights that are no numbers"),
+        ({"eta": "1"}, "eta is 1; it must be from 0 to 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it must be a whole number"),
+        ({"num_inference_steps": True}, "num_inference_steps is True"),
+        ({"noise": torch.zeros(3)}, "noise is a list; give a tensor"),
+        ({"image": torch.zeros(3, 1, 16, 16, dtype=torch.uint8)}, "image is torch.uint8; give a tensor in"),
+        ({"image": torch.zeros(3, 1, 16, 16), "strength": "a"}, "strength is a; it must be"),
+        ({"guidance_rescale": 0.5}, "do nothing without a guidance_scale other than 1"),
+        ({"callback_on_step_end": lambda *_: torch.ones(2)}, "callback_on_step_end returned a Tensor"),
         ({"output_type": "jpg"}, "'jpg'; it is one of pil, np, pt, latent"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         draw(make_pipeline(), **options)
+
+
+def test_more_names_than_classes_are_refused():
+    with pytest.raises(ValueError, match="11 class_names for a network of 10 classes"):
+        DenoisingPipeline(tiny_unet(), DDPMScheduler(), [*CLASS_NAMES, "glove"])
+
+
+def test_a_tuple_of_generators_is_a_list_of_them():
+    images = [
+        draw(make_pipeline(), seed=None, generator=kind(torch.Generator().manual_seed(each) for each in range(3)))
+        for kind in (list, tuple)
+    ]
+    assert torch.equal(*images)
 
 
 def test_labels_for_an_unconditional_network_are_refused():

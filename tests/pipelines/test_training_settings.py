@@ -1,6 +1,7 @@
 """Each option of the training's scheduler changes what it says it changes, or is refused."""
 
 import inspect
+import math
 import re
 
 import pytest
@@ -100,6 +101,30 @@ def test_the_defaults_draw_as_they_did_also_from_a_pipeline_that_was_saved_with_
         clips = (own.get("clip_sample"), own.get("thresholding"), own.get("sample_max_value", 1.0))
         assert clips[2] == 1.0
         assert any(clips[:2]) == (sampler not in ("euler", "euler-ancestral", "heun"))
+
+
+@pytest.mark.parametrize("between", ["dpmsolver++", "euler", "heun", "lcm", "ddim", "unipc"])
+@pytest.mark.parametrize("options", [{"clip_sample": False}, {"variance_type": "fixed_large"}, {}])
+def test_a_sampler_for_another_samplers_config_goes_by_the_training(options, between, tmp_path):
+    trained = DDPMScheduler(**options).config
+    make_scheduler(between, trained).save_pretrained(tmp_path)
+    saved = DDPMScheduler.load_config(tmp_path)
+    for name in ("ddpm", "ddim", "dpmsolver++"):
+        ours, theirs = (make_scheduler(name, config).config for config in (saved, trained))
+        assert {key: ours[key] for key in theirs if key[0] != "_"} == {key: theirs[key] for key in theirs if key[0] != "_"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("variance_type", "fixed_lagre"), ("prediction_type", "flow"), ("clip_sample_range", 0.0)],
+        *[("clip_sample_range", -1.0), ("clip_sample_range", math.nan), ("sample_max_value", 0.5)],
+        *[("dynamic_thresholding_ratio", 0.0), ("dynamic_thresholding_ratio", 1.5)],
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        check_noise_schedule(DDPMScheduler(**{**THRESHOLDING, name: value}))
 
 
 def test_thresholding_that_only_clips_is_refused():

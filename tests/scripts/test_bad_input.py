@@ -62,6 +62,8 @@ def train_error(error_of):
         ("--scheduler.prediction_type score", "score"),
         ("--scheduler.num_train_timesteps 0", "num_train_timesteps is 0"),
         ("--scheduler.trained_betas [0.1,0.2]", "num_train_timesteps 1000 and 2 betas; make them agree"),
+        ("--sampling.scheduler ddim --sampling.eta 2", "eta is 2.0; it must be from 0 to 1"),
+        ("--scheduler.clip_sample_range 0 --sampling.scheduler ddim", "clip_sample_range is 0.0; it must be above 0"),
         ("--scheduler.beta_end 3", "betas go from 0.0001 to 3"),
         ("--scheduler.beta_schedule sigmoid", "scheduler 'sde-dpmsolver++' cannot take this noise schedule"),
         ("--scheduler.variance_type learned_range", "these networks predict no variance"),

@@ -22,7 +22,14 @@ def make_trainer(tmp_path, some_images, scheduler):
     """Return a maker of trainers of a tiny network in float32, for ten steps unless told otherwise."""
 
     def make(
-        output_dir="run", model=None, resume=None, images=some_images, tracking="disabled", held_out=None, **options
+        output_dir="run",
+        model=None,
+        resume=None,
+        images=some_images,
+        tracking="disabled",
+        held_out=None,
+        scheduler=scheduler,
+        **options,
     ):
         defaults = {"max_steps": 10, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 5}
         config = RunConfig(

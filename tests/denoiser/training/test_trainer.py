@@ -13,12 +13,13 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import wandb
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import is_compiled_module
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from denoiser import UNet
@@ -850,6 +851,31 @@ def test_a_network_without_a_null_label_trains_with_every_label_kept(make_traine
     trainer = make_trainer(model=model, label_dropout=0.0, max_steps=2)
     trainer.train()
     assert load_pipeline(trainer.folder.pipeline).num_classes == 10
+
+
+def test_numbers_of_numpy_in_network_and_scheduler_train_and_are_written(make_trainer):
+    scheduler = DDPMScheduler(
+        num_train_timesteps=np.int64(100), beta_start=np.float64(1e-3), trained_betas=np.linspace(1e-3, 0.05, 100)
+    )
+    with pytest.raises(ValueError, match="beta_start is 0.001, and changes nothing"):
+        make_trainer(scheduler=scheduler)
+    scheduler = DDPMScheduler(num_train_timesteps=np.int64(100), trained_betas=np.linspace(1e-3, 0.05, 100))
+    trainer = make_trainer(model=UNet(sample_size=np.int64(16), num_class_embeds=np.int64(10)), scheduler=scheduler)
+    trainer.train()
+    assert load_pipeline(trainer.folder.pipeline).scheduler.config.num_train_timesteps == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheduler": DDIMScheduler()}, "the scheduler is a DDIMScheduler; a training takes a DDPMScheduler"),
+        ({"model": UNet2DModel(16, 1, 1, class_embed_type="timestep")}, "class_embed_type is timestep"),
+        ({"loss_weighting": "noise"}, "loss_weighting noise changes nothing"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_construction(make_trainer, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**options)
 
 
 def test_nothing_that_a_run_shares_tells_where_it_was_made(make_trainer, tmp_path, monkeypatch):
