@@ -870,7 +870,7 @@ def test_numbers_of_numpy_in_network_and_scheduler_train_and_are_written(make_tr
     [
         ({"scheduler": DDIMScheduler()}, "the scheduler is a DDIMScheduler; a training takes a DDPMScheduler"),
         ({"model": UNet2DModel(16, 1, 1, class_embed_type="timestep")}, "class_embed_type is timestep"),
-        ({"loss_weighting": "noise"}, "loss_weighting noise changes nothing"),
+        ({"loss_weighting": "noise"}, "loss_weighting is noise, and changes nothing"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_construction(make_trainer, options, message):
