@@ -28,8 +28,8 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
 def channels_first(x: Tensor) -> Tensor:
     """Move the innermost channels of `(batch, h, w, channels)` to the front.
 
-    In memory they stay innermost, but in a compiler's graph: inductor cannot order the strides of a permuted map of
-    unknown size that a convolution keeps for its backward pass.
+    In memory they stay innermost. In a compiler's graph they do not: inductor cannot order the strides of a permuted
+    map of unknown size that a convolution keeps for its backward pass.
     """
     x = rearrange(x, "b h w c -> b c h w")
     return x.contiguous() if torch.compiler.is_compiling() else x

@@ -21,7 +21,7 @@ LAUNCHES = {
     "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     "Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }
-# What goes with a launch, and means nothing without one.
+# What a launcher may set beside them.
 WITH_LAUNCH = {
     "torch": ("LOCAL_WORLD_SIZE",),
     "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
@@ -47,8 +47,10 @@ COMPILING = {
 NOT_COMPILING = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 PRECISION, BACKEND, DEVICE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_TORCH_DEVICE"
+FP8 = "ACCELERATE_FP8_BACKEND"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-RECORDED = (*SWITCHES, DEVICE, *THREADS)
+TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # which change the numbers of a GPU
+RECORDED = (*SWITCHES, DEVICE, *THREADS, *TF32)
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
 LAUNCHING_MODULES = (
@@ -107,7 +109,8 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list
         if _is_on(environment, name):
             raise ValueError(f"{name} is set, and {REFUSED[name]} is not supported; unset it")
     _check_device(environment)
-    lines = []
+    _check_numbers(environment, ACCUMULATION)
+    lines = _drop(environment, {FP8: "nothing is computed in fp8"} if FP8 in environment else {})
     for family, names in LAUNCHES.items():
         if all(environment.get(name) for name in names):
             _check_launch(environment, names)

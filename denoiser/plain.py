@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def plain(value: Any) -> Any:
-    """Return scalars of NumPy and PyTorch as numbers, arrays of one axis as lists, and what holds any with them so.
+    """Return scalars of NumPy and PyTorch as numbers, and arrays of one axis as lists, in lists and dicts too.
 
     All else, such as a batch of images, is returned as it is.
     """
@@ -38,7 +38,7 @@ def plain_arguments(function: Callable[Parameters, Result]) -> Callable[Paramete
 
 
 def settle_fields(config: Any) -> None:
-    """Let a frozen dataclass take numbers of NumPy and PyTorch, and paths, for what files hold of them."""
+    """Let a frozen dataclass take numbers of NumPy and PyTorch as Python's own, and paths as strings."""
     for entry in fields(config):
         value = plain(getattr(config, entry.name))
         object.__setattr__(config, entry.name, os.fspath(value) if isinstance(value, os.PathLike) else value)

@@ -3,7 +3,9 @@
 import os
 import re
 import types
+from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -21,6 +23,7 @@ IGNORED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("4", "ignored: the run's own setting counts"),
     **dict.fromkeys(COMPILING, ("True", "ignored where it is not as `accelerate launch` leaves it")),
     "ACCELERATE_DYNAMO_MODE": ("max-autotune", "ignored where it is not as `accelerate launch` leaves it"),
+    "ACCELERATE_FP8_BACKEND": ("AO", "ignored: nothing is computed in fp8"),
     "ACCELERATE_USE_FSDP": ("true", "ignored but with a GPU for each of several processes"),
     **{name: ("1", LEFT_OVER) for names in (*LAUNCHES.values(), *WITH_LAUNCH.values()) for name in names},
     "WORLD_SIZE": ("2", LEFT_OVER),
@@ -36,6 +39,8 @@ HONOURED = {
     "ACCELERATE_CPU_AFFINITY": ("true", "honoured: each process of a GPU stays near to it"),
     "OMP_NUM_THREADS": ("3", "honoured, and named at the head of `config.yaml`"),
     "MKL_NUM_THREADS": ("3", "honoured, and named at the head of `config.yaml`"),
+    "NVIDIA_TF32_OVERRIDE": ("0", "honoured by CUDA's libraries, and named at the head of `config.yaml`"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": ("1", "honoured by PyTorch on GPUs, and named at the head of `config.yaml`"),
 }
 WITHOUT_EFFECT = {
     "SLURM_NTASKS": "4",
@@ -58,6 +63,7 @@ REFUSED_VALUES = {
     "ACCELERATE_TORCH_DEVICE": "meta",
     "ACCELERATE_MIXED_PRECISION": "fp8",
     "ACCELERATE_DYNAMO_BACKEND": "eager",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "four",
 }
 KINDS = {
     **dict.fromkeys(IGNORED, "ignored"),
@@ -70,6 +76,12 @@ VALUES = {
     **WITHOUT_EFFECT,
     **dict.fromkeys(REFUSED, "true"),
 }
+
+
+# All that Accelerate's own source names: whatever of it has no row above changes nothing by itself.
+SOURCE = Path(accelerate.__file__).parent.rglob("*.py")
+NAMES = re.compile(r"""["']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]*[A-Z0-9])["']""")
+OTHERS = sorted({name for path in SOURCE for name in NAMES.findall(path.read_text(encoding="utf-8"))} - {*VALUES})
 
 
 @pytest.fixture
@@ -100,6 +112,15 @@ def test_without_variables_there_is_no_line(start):
     assert lines == []
     assert accelerator.num_processes == 1
     assert torch.get_num_threads() == num_cores()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_else_accelerate_reads_changes_nothing_by_itself(start, name):
+    plain, variable = start(), start(**{name: "1"})
+    assert variable[1:] == plain[1:]
+    assert variable[0].num_processes == 1
+    assert variable[0].gradient_accumulation_steps == 1
+    assert variable[0].distributed_type == plain[0].distributed_type
 
 
 @pytest.mark.parametrize("first", VALUES)
