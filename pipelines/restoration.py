@@ -101,6 +101,8 @@ def inpainted(
     Raises:
         ValueError: If the mask does not fit or leaves nothing, or a count is wrong.
     """
+    if not isinstance(known, Tensor):
+        raise ValueError(f"the mask is a {type(known).__name__}; give a tensor, {tuple(images.shape)}")
     if known.ndim != 4 or any(side not in (1, full) for side, full in zip(known.shape, images.shape, strict=True)):
         raise ValueError(f"the mask is {tuple(known.shape)}, the images are {tuple(images.shape)}; they do not fit")
     if not ((known == 0) | (known == 1)).all():

@@ -93,6 +93,7 @@ def test_a_hole_is_filled_with_what_the_known_pixels_tell(pipeline, flat_images)
 @pytest.mark.parametrize(
     ("known", "options", "message"),
     [
+        (torch.ones(16), {}, "the mask is a list; give a tensor"),
         (torch.ones(1, 1, 16, 8), {}, r"the mask is \(1, 1, 16, 8\), the images are .*; they do not fit"),
         (torch.ones(16, 16), {}, "they do not fit"),
         (torch.full((1, 1, 16, 16), 0.5), {}, "other values than 0"),
