@@ -161,7 +161,6 @@ class DenoisingPipeline(DiffusionPipeline):
         check_positive(batch_size=batch_size)
         generator = list(generator) if isinstance(generator, tuple) else generator
         self._check_randomness(batch_size, generator, seed)
-        check_between(0, 1, eta=eta)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is '{output_type}'; it is one of {', '.join(OUTPUT_TYPES)}")
         if seed is not None:
@@ -183,7 +182,8 @@ class DenoisingPipeline(DiffusionPipeline):
         for step, timestep in enumerate(self.progress_bar(stepper.timesteps)):
             if self.interrupt:
                 continue
-            predict.guide(replace(guidance, scale=plain(self.guidance_scale)))
+            if self.guidance_scale != predict.guidance.scale:
+                predict.guide(replace(guidance, scale=plain(self.guidance_scale)))
             noisy = stepper.scaled(sample, timestep)
             prediction = predict(noisy, timestep)
             clean = None
