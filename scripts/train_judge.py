@@ -3,13 +3,14 @@
 import sys
 
 from denoiser.checks import check_positive
-from denoiser.cli import Parser, run
 from denoiser.data import load_fashion_mnist
-from denoiser.evaluation.judge import CARD, WEIGHTS, Judge, accuracy, save_judge, train_judge
+from pipelines.commands.parser import Parser, command
+from pipelines.evaluation.judge import CARD, WEIGHTS, Judge, accuracy, save_judge, train_judge
 
 LEAST_ACCURACY = 0.92
 
 
+@command
 def main() -> None:
     """Train, test and save the judge."""
     parser = Parser(description=__doc__)
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

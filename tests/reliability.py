@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from denoiser.evaluation.markdown import markdown_table
+from pipelines.evaluation.markdown import markdown_table
 
 HEADERS = {
     "kills": ["runs of", "seed", "kills", "runs that ended as if not killed"],

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from PIL import Image
 
-from scripts import restore, sample
+from pipelines.commands import restore, sample
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 from denoiser.device import choose_mixed_precision, num_cores
 from denoiser.environment import COMPILING, LAUNCHES, NOT_COMPILING, REFUSED, WITH_LAUNCH, launcher, settle_processes
-from denoiser.training import RunConfig, TrainingConfig, start_accelerator
-from denoiser.training.trainer import as_run
+from pipelines.training import RunConfig, TrainingConfig, start_accelerator
+from pipelines.training.trainer import as_run
 from tests.conftest import ROOT
 from tests.reliability import record
 

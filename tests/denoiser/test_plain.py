@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from denoiser import BasicUNet, UNet
 from denoiser.data import load_fashion_mnist
 from denoiser.randomness import SAMPLING, seeded_generator
-from denoiser.training import RunConfig, TrainingConfig
-from denoiser.training.config import settings
 from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, image_grid, interpolated, noising_stages
 from pipelines.restoration import denoised, inpainted, inverted
+from pipelines.training import RunConfig, TrainingConfig
+from pipelines.training.config import settings
 from tests.conftest import DATA_ROOT, tiny_unet
 
 KINDS = [np.int64, np.int32, np.uint8, torch.tensor, lambda number: np.array(number)]

@@ -16,10 +16,10 @@ from pathlib import Path
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
-from denoiser.cli import run
-from denoiser.training import processes, trainer
-from denoiser.training.checkpoint import check_whole
-from scripts import train
+from pipelines.commands import train
+from pipelines.commands.parser import run
+from pipelines.training import processes, trainer
+from pipelines.training.checkpoint import check_whole
 from tests.conftest import DATA_ROOT, ROOT
 
 SOAK = bool(os.environ.get("SOAK"))  # whether to try all that can be tried

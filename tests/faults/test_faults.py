@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import is_torch_version
 from safetensors.torch import load
 
-from denoiser.training.checkpoint import list_checkpoints
+from pipelines.training.checkpoint import list_checkpoints
 from tests.faults.runs import SOAK, Run, build_library, check_checkpoints, fresh, outcome, start_server
 from tests.reliability import record
 

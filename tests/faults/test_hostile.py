@@ -17,19 +17,19 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from denoiser.checks import check_positive
-from denoiser.cli import run
 from denoiser.data import CLASS_NAMES
-from denoiser.training.checkpoint import MANIFEST, check_whole, list_checkpoints
-from denoiser.training.command import parse_run
-from denoiser.training.config import TrackingConfig
-from denoiser.training.run_folder import RunFolder
-from denoiser.training.tracking import Tracker
 from denoiser.unet import UNet
 from pipelines import SCHEDULERS, DenoisingPipeline, find_pipeline, load_pipeline, make_scheduler
+from pipelines.commands.parser import run
+from pipelines.commands.train import parse_run
 from pipelines.sampling import parse_seeds
+from pipelines.training.checkpoint import MANIFEST, check_whole, list_checkpoints
+from pipelines.training.config import TrackingConfig
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.tracking import Tracker
 from tests.conftest import ROOT, tiny_unet
-from tests.denoiser.training.conftest import make_trainer, sign  # noqa: F401 - a fixture
 from tests.faults.runs import SOAK
+from tests.pipelines.training.conftest import make_trainer, sign  # noqa: F401 - a fixture
 
 settings.register_profile(
     "here",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from denoiser.training.checkpoint import check_whole, list_checkpoints
+from pipelines.training.checkpoint import check_whole, list_checkpoints
 from tests.conftest import ROOT
 from tests.scripts.conftest import SMOKE, clean_environment
 

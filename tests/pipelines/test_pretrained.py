@@ -8,9 +8,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler
 from PIL import Image
 
-from denoiser.cli import run
 from denoiser.data import CLASS_NAMES
-from denoiser.evaluation.judge import WEIGHTS, judge_images, load_judge
 from pipelines import (
     PRETRAINED,
     draw_samples,
@@ -21,8 +19,10 @@ from pipelines import (
     pretrained,
     quantised,
 )
+from pipelines.commands import sample
+from pipelines.commands.parser import run
+from pipelines.evaluation.judge import WEIGHTS, judge_images, load_judge
 from pipelines.sampling import SamplingConfig, own_sampler
-from scripts import sample
 
 
 @pytest.mark.parametrize(("name", "sampler", "steps"), [("teacher", "sde-dpmsolver++", 20), ("student", "lcm", 4)])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from denoiser.training.objective import check_noise_schedule, prediction_target
 from pipelines import SCHEDULERS, DenoisingPipeline, SamplingConfig, draw_samples, make_scheduler
+from pipelines.training.objective import check_noise_schedule, prediction_target
 from tests.conftest import tiny_unet
 
 THRESHOLDING = {"thresholding": True, "sample_max_value": 1.5}

@@ -7,7 +7,6 @@ import sys
 
 import pytest
 
-from denoiser.cli import run
 from tests.conftest import DATA_ROOT, ROOT
 from tests.reliability import record
 
@@ -53,7 +52,7 @@ def error_of(capsys, monkeypatch, tmp_path):
     def call(script, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__.split('.')[-1]}.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            run(script.main)
+            script.main()
         assert ended.value.code == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
         assert len(lines) == 1, lines

@@ -10,9 +10,9 @@ from diffusers import DDPMScheduler
 from torchvision.datasets import FashionMNIST
 
 from denoiser.data import CLASS_NAMES, fashion_mnist
-from denoiser.evaluation.judge import CARD, WEIGHTS, load_judge
 from pipelines import DenoisingPipeline, make_scheduler, save_images
-from scripts import distill, evaluate, restore, sample, train
+from pipelines.commands import distill, evaluate, restore, sample, train
+from pipelines.evaluation.judge import CARD, WEIGHTS, load_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from scripts import benchmark
+from pipelines.commands import benchmark
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from denoiser.evaluation.config import SECTIONS
+from pipelines.evaluation.config import SECTIONS
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
 

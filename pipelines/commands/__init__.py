@@ -1,0 +1,1 @@
+"""The commands: train, sample, evaluate, restore and distill, from the scripts or the installed package."""

@@ -1,0 +1,109 @@
+"""Images that somebody else made, from PNG files or an `.npz` file."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from pipelines.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
+
+FEWEST_OF_A_CLASS = 100
+LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
+
+
+def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[Tensor, Tensor | None]:
+    """Read images and, if the file has them, the labels asked for.
+
+    Args:
+        path: A PNG file, a folder of them, read in the order of their names, or an `.npz` file with "images" (or one
+            array of any name) and maybe "labels". The array is `(count, height, width)`, or with an axis of channels
+            second or last; uint8 from 0 to 255, or floating from 0 to 1.
+        shape: Channels, 1 or 3, height and width that the images must have.
+
+    Returns:
+        uint8 `(count, channels, height, width)`, and int64 `(count,)` or None.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file, or no PNG in the folder.
+        ValueError: If there is no image, or one is damaged, or of another size or range.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.png"))
+        if not files:
+            raise FileNotFoundError(f"{path} has no PNG files")
+        return torch.stack([_read_png(file, shape) for file in files]), None
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is neither a PNG file or a folder of them, nor an .npz file")
+    if path.suffix.lower() == ".png":
+        return _read_png(path, shape)[None], None
+    arrays = _read_npz(path)
+    labels = arrays.pop("labels", None)
+    if "images" not in arrays and len(arrays) != 1:
+        raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images'")
+    images = _as_images(arrays.get("images", next(iter(arrays.values()))), path, shape)
+    return images, None if labels is None else _as_labels(labels, len(images), path)
+
+
+def _read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.size != (width, height) or image.mode != mode:  # before decoding it
+                raise ValueError(
+                    f"{path} is {image.size[0]}x{image.size[1]} {image.mode}; it must be {width}x{height} {mode}"
+                )
+            return torch.from_numpy(np.array(image)).reshape(height, width, channels).movedim(-1, 0)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a PNG: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size <= LARGEST_FILE:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if any(not isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds files that are not arrays")
+            return arrays
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
+    raise ValueError(f"{path} unpacks to {size:,} bytes; give at most {LARGEST_FILE:,}")
+
+
+def _as_images(array: np.ndarray, path: Path, shape: tuple[int, int, int]) -> Tensor:
+    channels, *size = shape
+    if array.shape[1:] == (*size, channels):
+        array = np.moveaxis(array, -1, 1)
+    elif channels == 1 and array.shape[1:] == tuple(size):
+        array = array[:, None]
+    if array.shape[1:] != shape:
+        raise ValueError(f"{path} has images of shape {array.shape[1:]}; it must be {shape} (channels, height, width)")
+    if not len(array):
+        raise ValueError(f"{path} has no images; give at least one")
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array.copy())
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{path} has {array.dtype} images; give uint8 from 0 to 255, or floating from 0 to 1")
+    if not (array >= 0).all() or not (array <= 1).all():  # so for nan
+        raise ValueError(
+            f"{path} has values from {array.min():.4g} to {array.max():.4g}; floating images go from 0 to 1"
+        )
+    return torch.from_numpy((array * 255).round().astype(np.uint8))
+
+
+def _as_labels(array: np.ndarray, count: int, path: Path) -> Tensor:
+    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{path} has labels of shape {array.shape} and type {array.dtype}; give {count} whole numbers")
+    if array.min() < 0 or array.max() >= NUM_CLASSES:
+        raise ValueError(f"{path} has labels from {array.min()} to {array.max()}; they go from 0 to {NUM_CLASSES - 1}")
+    if (fewest := np.bincount(array, minlength=NUM_CLASSES).min()) < FEWEST_OF_A_CLASS:
+        wanted = f"{FEWEST_OF_A_CLASS} of each of the {NUM_CLASSES}"
+        raise ValueError(f"{path} has {fewest} images labelled as one class; give {wanted}, or leave the labels out")
+    return torch.from_numpy(array.astype(np.int64))

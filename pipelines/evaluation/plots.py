@@ -1,0 +1,103 @@
+"""The report's pictures. matplotlib is imported here and nowhere else."""
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from denoiser.data import ImageSet
+from pipelines import image_grid
+from pipelines.evaluation.drawing import Drawn
+from pipelines.evaluation.memorisation import pairs_side_by_side
+from pipelines.evaluation.report import Report
+
+
+def draw_pictures(report: Report, drawn: Drawn, train: ImageSet) -> dict[str, Image.Image]:
+    """Return the pictures of the sections that the report has, by name."""
+    makers: dict[str, tuple[str, Callable[[], Image.Image]]] = {
+        "classes": ("confusion", lambda: confusion_plot(report, train.class_names)),
+        "guidance": ("guidance", lambda: guidance_plot(report)),
+        "likelihood": ("likelihood", lambda: likelihood_plot(report)),
+        "memorisation": ("memorisation", lambda: memorisation_panel(report, drawn, train)),
+        "samplers": ("samplers", lambda: samplers_plot(report)),
+    }
+    return {name: make() for section, (name, make) in makers.items() if section in report}
+
+
+def memorisation_panel(report: Report, drawn: Drawn, train: ImageSet) -> Image.Image:
+    """Lay the twelve closest pairs out, sample left and training image right, three pairs a row."""
+    pairs = pairs_side_by_side(drawn.samples[0], train.images, report["memorisation"]["closest_pairs"])
+    return image_grid(pairs.float() / 255, columns=6, scale=8)
+
+
+def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
+    """Draw which class the judge sees (column) where which was asked for (row)."""
+    shares = np.array(report["classes"]["confusion"], dtype=float)
+    shares /= shares.sum(axis=1, keepdims=True)
+    figure, axes = new_figure()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*shares.shape):
+        if shares[row, column] >= 0.005:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="seen by the judge", ylabel="asked for")
+    return picture_of(figure)
+
+
+def guidance_plot(report: Report) -> Image.Image:
+    """Draw agreement and recall against the guidance scale, with the floors of real test images."""
+    *rows, floor = report["guidance"]
+    figure, axes = new_figure()
+    for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
+        axes.plot([row["scale"] for row in rows], [row[name] for row in rows], "o-", label=label, color=colour)
+        axes.axhline(floor[name], linestyle=":", label=f"{label}: real test images", color=colour)
+    axes.set(xlabel="guidance scale", ylabel="share", ylim=(0, 1.02))
+    axes.legend()
+    return picture_of(figure)
+
+
+def likelihood_plot(report: Report) -> Image.Image:
+    """Draw what each stretch of the timesteps adds to the bound."""
+    rows = [row for row in report["likelihood"]["by_timestep"] if row["bits"] > 0]
+    figure, axes = new_figure()
+    axes.bar(
+        [row["from"] for row in rows],
+        [row["bits"] for row in rows],
+        [row["to"] + 1 - row["from"] for row in rows],
+        align="edge",
+        edgecolor="white",
+    )
+    axes.set(xlabel="timestep", ylabel="bits per dimension", yscale="log")
+    return picture_of(figure)
+
+
+def samplers_plot(report: Report) -> Image.Image:
+    """Draw each sampler's Fréchet distance against its network calls."""
+    *rows, floor = report["samplers"]
+    figure, axes = new_figure()
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        own = [row for row in rows if row["sampler"] == name]
+        axes.plot([row["calls"] for row in own], [row["frechet"] for row in own], "o-", label=name)
+    axes.axhline(floor["frechet"], linestyle=":", color="black", label="real test images")
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log")
+    axes.legend()
+    return picture_of(figure)
+
+
+def new_figure() -> tuple[Figure, Any]:
+    """Return an empty figure and its axes."""
+    figure = Figure(figsize=(6, 4.5), dpi=120, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def picture_of(figure: Figure) -> Image.Image:
+    """Return a figure as a picture."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,115 @@
+"""The model card of a saved pipeline: its `README.md`, with the metadata that the Hugging Face Hub reads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from PIL import Image
+
+from denoiser.data import CLASS_NAMES
+from denoiser.files import atomic_path
+from pipelines import DenoisingPipeline, SamplingConfig
+from pipelines.evaluation.markdown import distances, render_probe
+from pipelines.schedulers import distilled_calls
+from pipelines.training.checkpoint import Progress
+
+CARD_FILE, GRID_FILE = "README.md", "samples.png"
+_EVALUATION = re.compile(r"(<!-- evaluation -->\n).*(<!-- end of evaluation -->)", re.DOTALL)
+
+_TEMPLATE = """
+# DDPM with {network}
+
+A `{network}` of {parameters:,} parameters that predicts `{prediction_type}` for a DDPM of {timesteps} timesteps,
+{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are a running average of
+those that were trained.
+
+![samples](samples.png)
+
+Sampled with `{sampler}` in {sampler_steps} steps, guidance scale {guidance_scale:g}{classes}.
+
+```python
+from pipelines import load_pipeline, make_scheduler
+
+pipeline = load_pipeline("pipeline")
+pipeline.scheduler = make_scheduler("{sampler}", pipeline.scheduler.config)
+images = pipeline(batch_size=8, seed=0, num_inference_steps={sampler_steps}).images
+```
+
+After `import pipelines`, diffusers loads it too: `DiffusionPipeline.from_pretrained("pipeline")`.
+
+## Training
+
+{command}
+
+## Evaluation
+
+<!-- evaluation -->
+{evaluation}<!-- end of evaluation -->
+"""
+
+
+def write_card(
+    folder: Path,
+    grid: Image.Image,
+    pipeline: DenoisingPipeline,
+    sampling: SamplingConfig,
+    progress: Progress,
+    figures: dict[str, float],
+    command: str | None,
+) -> None:
+    """Write the card and its picture into the folder of a saved pipeline.
+
+    Args:
+        folder: Where `model_index.json` is.
+        grid: Samples.
+        pipeline: What was saved.
+        sampling: How the samples were drawn.
+        progress: How long the network was trained.
+        figures: Of the evaluation at the end of training; empty if there was none.
+        command: What made the pipeline, or None if it was trained from Python.
+    """
+    names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
+    calls = distilled_calls(config)
+    data = ModelCardData(
+        library_name="diffusers",
+        license="mit",
+        datasets=["fashion_mnist"] if tuple(names or ()) == CLASS_NAMES else None,
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusion", "ddpm", "denoiser", *(["class-conditional"] if names else [])],
+    )
+    text = _TEMPLATE.format(
+        network=network,
+        parameters=pipeline.unet.num_parameters(),
+        prediction_type=config.prediction_type,
+        timesteps=config.num_train_timesteps,
+        made=f"distilled to draw in up to {calls} calls," if calls else "trained",
+        steps=progress.step,
+        minutes=progress.seconds / 60,
+        shape="x".join(map(str, pipeline.image_shape)),
+        sampler=sampling.scheduler,
+        sampler_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        classes=f"; classes, in order: {', '.join(names)}" if names else "",
+        command=f"```sh\n{command}\n```"
+        if command
+        else "Trained from Python; the run's `config.yaml` has the settings.",
+        evaluation=render_probe(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
+    )
+    # names of folders that the locale cannot read keep their bytes
+    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n{text}", "utf-8", "surrogateescape")
+    grid.save(folder / GRID_FILE)
+
+
+def update_card(folder: Path, report: dict[str, Any]) -> None:
+    """Put the distances of a report in the place of the card's evaluation, if the pipeline has a card of ours."""
+    path = folder / CARD_FILE
+    if "distances" not in report or not path.is_file():
+        return
+    facts = report["subject"]
+    intro = f"{report['sets']} sets of {report['images']:,} images, {facts['sampler']}; mean ± spread.\n\n"
+    page = intro + distances(report).removeprefix("## Distances\n\n")
+    text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text("utf-8", "surrogateescape"))
+    if count:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, "utf-8", "surrogateescape")

@@ -1,0 +1,288 @@
+"""The training loop: the loop decides when, the step says what."""
+
+import logging
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from diffusers import DDPMScheduler, ModelMixin
+from tqdm import tqdm
+
+from denoiser.data import ImageSet
+from denoiser.device import choose_mixed_precision, compilation, must_use_cpu
+from denoiser.environment import recorded, settle_training
+from denoiser.files import atomic_path
+from denoiser.processes import check_splitting, optional, start_process, tell
+from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
+from pipelines.training.budget import Budget
+from pipelines.training.card import write_card
+from pipelines.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint, step_of
+from pipelines.training.config import RunConfig, settings
+from pipelines.training.learner import Learner
+from pipelines.training.probe import Probe
+from pipelines.training.run_folder import RunFolder
+from pipelines.training.signals import EXIT_STATUS, StopSignals
+from pipelines.training.tracking import Tracker, settle_tracking
+
+logger = logging.getLogger(__name__)
+
+
+def start_accelerator(config: RunConfig) -> Accelerator:
+    """Set up device, precision and processes as the launcher and the config say.
+
+    Raises:
+        ValueError: If the device cannot train in the precision asked for, or compile, or weights cannot be split so.
+    """
+    state, training = start_process(), config.training
+    accumulation = training.gradient_accumulation_steps
+    settled = settle_training(training.mixed_precision, training.compile, accumulation, state.device)
+    tell(settled.lines)
+    training = replace(training, **settled.settings)
+    accelerator = Accelerator(
+        cpu=must_use_cpu(),
+        mixed_precision=choose_mixed_precision(training.mixed_precision, state.device),
+        gradient_accumulation_steps=accumulation,
+        dynamo_plugin=compilation(training.compile, state.device),
+        log_with=None if config.tracking.mode == "disabled" else "wandb",
+    )
+    check_splitting(accelerator, training.channels_last)
+    return accelerator
+
+
+def as_run(config: RunConfig, accelerator: Accelerator) -> RunConfig:
+    """Return the settings with what the accelerator does in the place of what was left to the device or environment."""
+    compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    training = replace(config.training, mixed_precision=accelerator.mixed_precision, compile=compiled)
+    return replace(config, training=training, tracking=settle_tracking(config.tracking)[0])
+
+
+class Trainer:
+    """Trains a backbone as the noise-prediction network of a DDPM, and leaves a run folder.
+
+    The folder gets `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end, `pipeline/` with the
+    averaged weights.
+
+    Args:
+        config: Settings of the run.
+        model: Backbone with `UNet2DModel`'s call contract; it is trained in place.
+        scheduler: Noise levels and prediction type.
+        accelerator: From `start_accelerator`.
+        images: Training set, of the model's size.
+        held_out: Images for the evaluations, never trained on; without them there are none.
+        command: What a user types to make this run, for the model card.
+        learner: What takes the steps, in the place of a plain `Learner` of the model and the images.
+
+    Raises:
+        ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
+            is of another architecture, noise schedule, optimizer or distillation.
+        FileExistsError: If the run folder holds a run already and the config does not resume it.
+        FileNotFoundError: If the checkpoint to resume from is none.
+        OSError: If the run folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: ModelMixin,
+        scheduler: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+        held_out: ImageSet | None = None,
+        command: str | None = None,
+        learner: Learner | None = None,
+    ) -> None:
+        config = as_run(config, accelerator)
+        training = config.training
+        self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
+        self.command = command
+        self.learner = learner or Learner(training, model, scheduler, accelerator, images)
+        self.sampler = make_scheduler(config.sampling.scheduler, self.learner.own_scheduler.config)
+        check_sampling(config.sampling, model, self.sampler)
+        self.probe: Probe | None = None
+        if held_out is not None:
+            self.learner.check_images(held_out)
+            self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
+        self.evaluation: dict[str, float] = {}  # the latest
+        self.folder = RunFolder(Path(config.output_dir))
+        self.last_checkpoint = self.folder.claim(config.resume, self._bound_to(), accelerator.is_main_process)
+        accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
+        progress = Progress()
+        if self.last_checkpoint is not None:
+            progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema, self.learner.optimizers)
+        self.learner.step = progress.step
+        self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.learner.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is used up and the pipeline saved."""
+        return self.budget.progress(self.step, self.accelerator) >= 1 and self.folder.pipeline.exists()
+
+    def train(self) -> str | None:
+        """Train to the end of the budget and save the pipeline.
+
+        SIGINT, SIGTERM and SIGUSR1 end it after the step that it is in, with a checkpoint of that step.
+
+        Returns:
+            The command that uploads the run to wandb, or None if there is nothing to upload.
+
+        Raises:
+            FileExistsError: If another run is writing in the run folder.
+            FloatingPointError: If the gradient is not finite in too many steps in a row.
+            SystemExit: If a signal ended it, with 143 for SIGTERM and 0 for the others.
+        """
+        with self.folder.held() if self.accelerator.is_main_process else nullcontext():
+            return self._train()
+
+    def pipeline(self) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights."""
+        return self.learner.pipeline()
+
+    def _train(self) -> str | None:
+        described = {**settings(self.config), **self.learner.described()}
+        tracker = Tracker(self.accelerator, self.config.tracking, self.folder, described, self.step)
+        if self.accelerator.is_main_process:
+            self.folder.start(described, self._circumstances())
+        self.budget.start()
+        with StopSignals() as signals:  # the pipeline too is saved before one ends the run
+            with self._progress_bar() as bar:
+                progress = self.budget.progress(self.step, self.accelerator)
+                while progress < 1:
+                    self._train_step(progress, bar)
+                    progress = self.budget.progress(self.step, self.accelerator)
+                    stopped = signals.agreed(self.accelerator)
+                    self._after_step(progress >= 1, stopped is not None, tracker)
+                    if stopped and progress < 1:
+                        bar.close()
+                        tracker.finish()
+                        self.accelerator.print(
+                            f"stopped by {stopped.name}; --resume latest goes on from {self._saved()}"
+                        )
+                        sys.exit(EXIT_STATUS[stopped])
+            self._save_pipeline(tracker)
+            return tracker.finish()
+
+    def _after_step(self, last: bool, stopped: bool, tracker: Tracker) -> None:
+        """Evaluate, log, draw and save: what is due after this step, and all of it after the last.
+
+        A checkpoint comes with a line of figures, so that the next line is of the steps after it in a resumed run too.
+        """
+        training = self.training
+        evaluated = last or self.step % training.evaluate_every == 0
+        saved = last or stopped or self.step % training.checkpoint_every == 0
+        if evaluated:
+            self._evaluate()
+        if evaluated or saved or self.step % training.log_every == 0:
+            tracker.log({**self._figures(), **(self.evaluation if evaluated else {})}, self.step)
+            self.learner.window = self.learner.new_window()
+        if last or self.step % training.sample_every == 0:
+            self._show_samples(tracker)
+        if saved and (last or stopped or not self.learner.skipped):  # so that the last is from before it went wrong
+            self._save_checkpoint()
+
+    def _train_step(self, progress: float, bar: "tqdm[Any]") -> None:
+        """Take one optimizer step and tell of it on the bar."""
+        try:
+            loss = self.learner.take_step(progress)
+        except FloatingPointError as error:
+            good = self.last_checkpoint
+            advice = "resume from it" if good else "start anew"
+            raise FloatingPointError(
+                f"{error}; last good checkpoint: {good or 'none yet'}; {advice} with a lower training.learning_rate "
+                "or in another precision"
+            ) from error
+        judged = f", Fréchet {self.evaluation['frechet']:.2f}" if "frechet" in self.evaluation else ""
+        speed = self.learner.window.images_per_second
+        bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s{judged}", refresh=False)
+        done = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)
+        bar.update(done - bar.n)
+
+    def _figures(self) -> dict[str, float]:
+        rate = self.learner.optimizers[0].param_groups[0]["lr"]
+        return {**self.learner.window.summary(self.accelerator), "learning_rate": rate, "seconds": self.budget.seconds}
+
+    def _evaluate(self) -> None:
+        if self.probe is None:
+            return
+        pipeline, scheduler = self.learner.pipeline(self.sampler), self.scheduler if self.learner.denoises else None
+        self.evaluation = {}
+        with optional("an evaluation"), self.accelerator.autocast():  # as in training, for speed
+            self.evaluation = self.probe.figures(pipeline, scheduler)
+
+    def _save_pipeline(self, tracker: Tracker) -> None:
+        """Save what the run is for, with its card."""
+        if not self.evaluation:
+            self._evaluate()  # the run was killed between its last checkpoint and here
+        pipeline, drawing = self.pipeline(), self.learner.pipeline(self.sampler)
+        if self.accelerator.is_main_process:
+            with atomic_path(self.folder.pipeline) as temporary:
+                pipeline.save_pretrained(temporary)
+                sampling, progress = self.config.sampling, Progress(self.step, self.budget.seconds)
+                with optional("the model card"):
+                    grid = image_grid(draw_samples(drawing, sampling))
+                    write_card(temporary, grid, pipeline, sampling, progress, self.evaluation, self.command)
+            tracker.log_pipeline(self.folder.pipeline)
+        self.accelerator.wait_for_everyone()
+
+    def _show_samples(self, tracker: Tracker) -> None:
+        """Draw a grid with the averaged weights, from the same noise each time."""
+        pipeline = self.learner.pipeline(self.sampler)
+        if self.accelerator.is_main_process:
+            path = self.folder.grid(self.step)
+            with optional(f"the grid {path}"):
+                grid = image_grid(draw_samples(pipeline, self.config.sampling))
+                tracker.log_image("samples", grid, self.step)
+                save_image(grid, path)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        """Save a checkpoint, or say why it could not be and go on."""
+        folder, training = self.folder.checkpoints, self.training
+        progress = Progress(self.step, self.budget.seconds)
+        try:
+            checkpoint = save_checkpoint(self.accelerator, folder, progress, self.learner.ema, self._bound_to())
+        except OSError as error:
+            last = self.last_checkpoint or "none yet"
+            logger.warning("no checkpoint of step %d (%s); the last is %s; going on", self.step, error, last)
+            return
+        self.last_checkpoint = checkpoint
+        if self.accelerator.is_main_process:
+            drop_checkpoints(folder, checkpoint, training.checkpoints_kept, training.keep_every)
+
+    def _saved(self) -> str:
+        """Say up to where a checkpoint holds the run."""
+        return f"step {step_of(self.last_checkpoint)}" if self.last_checkpoint else "the start: none was saved"
+
+    def _bound_to(self) -> dict[str, Any]:
+        """Return what a checkpoint is bound to, as plain values."""
+        learner = self.learner
+        return {
+            **learner.components,
+            "optimizer": {"name": self.training.optimizer},
+            "distillation": learner.distillation,
+            "draws": {"seed": self.training.seed, "images_per_step": learner.images_per_step},
+        }
+
+    def _circumstances(self) -> str:
+        """Return what the run goes by and no setting of it names."""
+        accelerator = self.accelerator
+        exported = "".join(f", {name}={value}" for name, value in recorded().items())
+        return f"{accelerator.num_processes} process(es), {accelerator.device.type}{exported}"
+
+    def _progress_bar(self) -> "tqdm[Any]":
+        by_clock = self.budget.max_seconds is not None
+        return tqdm(
+            total=self.budget.max_seconds if by_clock else self.training.max_steps,
+            initial=self.budget.seconds if by_clock else self.step,
+            bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left{postfix}",
+            disable=not self.accelerator.is_main_process,
+            mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file wants fewer lines
+        )

@@ -1,0 +1,134 @@
+"""Known damages done to real images, each of which has to move the figure that should see it."""
+
+import pytest
+import torch
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from pipelines.evaluation.comparison import check_images, mean_and_spread
+from pipelines.evaluation.distances import DISTANCES
+from pipelines.evaluation.drawing import Drawn
+from pipelines.evaluation.report import Evidence, Reporter
+
+COUNT = 2000
+
+
+def noisy(images, strength):
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * strength
+    return (images + noise).round().clamp(0, 255).byte()
+
+
+@pytest.fixture(scope="module")
+def figures(in_judge, in_pixels, held_out):
+    """Return a function from a damage to the figures of the damaged test images against the training split."""
+
+    def measure(damage, space):
+        comparison = in_judge if space == "judge" else in_pixels
+        images = damage(held_out.images[:COUNT])
+        return comparison.figures(comparison.space.features(images), seed=0)["train"]["samples"]
+
+    whole = {space: measure(lambda images: images, space) for space in ("judge", "pixels")}
+    return lambda damage, space: (measure(damage, space), whole[space])
+
+
+@pytest.mark.parametrize("space", ["judge", "pixels"])
+def test_noise_moves_every_distance_the_more_the_stronger_it_is(figures, space):
+    rows = [figures(lambda images, strength=strength: noisy(images, strength), space)[0] for strength in (8, 16, 32)]
+    _, whole = figures(lambda images: images, space)
+    for name in DISTANCES if space == "judge" else ("frechet",):  # principal components leave most of the noise out
+        assert whole[name] < rows[0][name] < rows[1][name] < rows[2][name], name
+        assert rows[2][name] > 3 * whole[name], name
+
+
+DISTANCE_DAMAGES = {
+    "blur": lambda images: gaussian_blur(images, [3, 3], [0.8, 0.8]),
+    "shift by one pixel": lambda images: images.roll(1, dims=3),
+    "contrast": lambda images: (images * 0.7).byte(),
+}
+
+
+@pytest.mark.parametrize("damage", DISTANCE_DAMAGES.values(), ids=DISTANCE_DAMAGES)
+@pytest.mark.parametrize("space", ["judge", "pixels"])
+def test_damaged_pixels_move_the_frechet_distance(figures, damage, space):
+    damaged, whole = figures(damage, space)
+    assert damaged["frechet"] > 3 * whole["frechet"]
+    assert damaged["sliced_wasserstein"] > 3 * whole["sliced_wasserstein"]
+
+
+@pytest.mark.parametrize("space", ["judge", "pixels"])
+def test_a_dropped_class_lowers_coverage_and_not_precision(figures, held_out, space):
+    without = held_out.images[held_out.labels != 8]
+    damaged, whole = figures(lambda images: without[:COUNT], space)
+    assert damaged["coverage"] < whole["coverage"] - 0.05
+    assert damaged["precision"] > whole["precision"] - 0.02
+    assert damaged["frechet"] > 2 * whole["frechet"]
+
+
+@pytest.mark.parametrize("space", ["judge", "pixels"])
+def test_duplicated_images_lower_coverage(figures, space):
+    damaged, whole = figures(lambda images: images[: COUNT // 4].repeat(4, 1, 1, 1), space)
+    assert damaged["coverage"] < whole["coverage"] - 0.1
+    assert damaged["recall"] < whole["recall"] - 0.1
+
+
+@pytest.mark.parametrize("space", ["judge", "pixels"])
+def test_a_collapse_to_a_hundred_images_leaves_nearly_no_coverage(figures, space):
+    damaged, _ = figures(lambda images: images[:100].repeat(20, 1, 1, 1), space)
+    assert damaged["coverage"] < 0.4
+    assert damaged["recall"] < 0.4
+
+
+def test_shuffled_labels_leave_the_judge_agreeing_by_chance(judge, train_images, held_out):
+    images, labels = held_out.images[:COUNT], held_out.labels[:COUNT]
+    shuffled = labels[torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))]
+    reporter = Reporter(Drawn([images], labels), Evidence(judge, train_images, held_out, seed=0))
+    right = reporter.classes()
+    reporter.drawn = Drawn([images], shuffled)
+    wrong = reporter.classes()
+    assert right["agreement"]["mean"] > 0.9
+    assert wrong["agreement"]["mean"] < 0.15
+    assert torch.tensor(right["confusion"]).sum() == COUNT
+    assert torch.tensor(right["confusion"]).diagonal().sum() == round(right["agreement"]["mean"] * COUNT)
+    assert all(
+        wrong["by_class"][name]["frechet"]["mean"] > 5 * row["frechet"]["mean"]
+        for name, row in right["by_class"].items()
+    )
+
+
+def test_the_floor_of_ten_thousand_images_is_under_a_hundredth_of_the_ceiling(in_judge, in_pixels):
+    for comparison in (in_judge, in_pixels):
+        rows = comparison.figures(comparison.features["test"], seed=0)
+        for split, columns in rows.items():
+            for name in DISTANCES:
+                assert abs(columns["floor"][name]) < 0.01 * columns["ceiling"][name], (
+                    comparison.space.name,
+                    split,
+                    name,
+                )
+        both = (rows["train"][column]["frechet"] for column in ("samples", "floor"))  # the same test images
+        assert next(both) == pytest.approx(next(both), rel=1e-6)
+
+
+def test_figures_are_a_function_of_the_seed(in_judge):
+    features = in_judge.features["test"][:COUNT]
+    assert in_judge.figures(features, 1) == in_judge.figures(features, 1)
+    assert in_judge.figures(features, 1) != in_judge.figures(features, 2)
+
+
+def test_spread_is_that_over_seeds_and_none_with_one():
+    assert mean_and_spread([{"a": 1.0}, {"a": 3.0}]) == {"a": {"mean": 2.0, "spread": pytest.approx(2**0.5)}}
+    assert mean_and_spread([2.0]) == {"mean": 2.0, "spread": None}
+    assert mean_and_spread([2.0, 2.0 + 1e-12])["spread"] is None  # which is rounding
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3000, 1, 28, 28, dtype=torch.uint8), r"\(1, 28, 28\) .*the judge sees"),
+        (torch.zeros(3000, 1, 16, 16), "float32; give uint8"),
+        (torch.zeros(1999, 1, 16, 16, dtype=torch.uint8), "1999 images cannot be judged; give at least 2000"),
+        (torch.zeros(10_001, 1, 16, 16, dtype=torch.uint8), "at most 10000"),
+    ],
+)
+def test_images_that_cannot_be_judged_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        check_images(images, 10_000)

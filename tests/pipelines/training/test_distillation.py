@@ -1,0 +1,171 @@
+"""Distillation: its gradient against exact denoisers, and runs of it with real images."""
+
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from diffusers import ConfigMixin, DDPMScheduler, LCMScheduler, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from einops import rearrange
+from torch import nn
+
+from denoiser.embeddings import batched_timestep
+from pipelines import DenoisingPipeline, SamplingConfig, load_pipeline, make_scheduler
+from pipelines.predictor import predicted_image
+from pipelines.sampling import own_sampler
+from pipelines.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
+from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, student_of
+from tests.conftest import randomised, tiny_basic_unet, tiny_unet
+
+SPREAD = 0.2
+
+
+class NormalDenoiser(ModelMixin, ConfigMixin):
+    """Predicts the noise exactly where pixels are independent and normal about one mean."""
+
+    @register_to_config
+    def __init__(self, mean: float = 0.5, sample_size: int = 16, in_channels: int = 1, out_channels: int = 1):
+        super().__init__()
+        self.centre = nn.Parameter(torch.tensor(mean))
+        self.signal = DDPMScheduler().alphas_cumprod
+
+    def forward(self, sample, timestep, class_labels=None):
+        signal = rearrange(self.signal[batched_timestep(timestep, sample)], "b -> b 1 1 1")
+        surprise = sample - signal.sqrt() * self.centre
+        return UNet2DOutput(sample=(1 - signal).sqrt() * surprise / (signal * SPREAD**2 + 1 - signal))
+
+
+@pytest.fixture
+def make_distiller(tmp_path, some_images):
+    """Return a maker of trainers of a distillation in float32, for eight steps unless told otherwise."""
+
+    def make(network, output_dir="run", resume=None, calls=4, **options):
+        training = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 2}
+        config = DistillationRun(
+            output_dir=str(tmp_path / output_dir),
+            training=TrainingConfig(**{**training, "checkpoint_every": 4, **options}),
+            sampling=SamplingConfig(num_images=4, scheduler="lcm", steps=2),
+            tracking=TrackingConfig(mode="disabled"),
+            resume=resume,
+            distillation=DistillationConfig(denoising_steps=2, critic_steps=2, calls=calls),
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        accelerator = start_accelerator(config)
+        teacher = DenoisingPipeline(network, DDPMScheduler())
+        model, scheduler = student_of(teacher)
+        learner = Distiller(config.distillation, teacher, config.training, model, scheduler, accelerator, some_images)
+        return Trainer(config, model, scheduler, accelerator, some_images, learner=learner)
+
+    return make
+
+
+def test_its_gradient_leads_from_what_the_student_draws_to_what_the_teacher_knows(make_distiller):
+    distiller = make_distiller(tiny_unet()).learner
+    distiller.teacher, distiller.raw_critic = NormalDenoiser(0.5), NormalDenoiser(-0.5)
+    drawn = -0.5 + SPREAD * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    gradient = distiller._slope(drawn, None, torch.zeros(16))
+    assert (gradient < 0).all()  # descending it raises the pixels
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distiller, classes, noise):
+    distiller = make_distiller(tiny_unet(dropout=0.5, num_class_embeds=classes), batch_size=4).learner
+    labels, calls = None if classes is None else torch.tensor([0, 9, 10, 3]), torch.arange(4)
+    distiller.critic.train()  # where dropout would tell them apart
+    told = distiller._told(labels, calls)
+    assert torch.equal(distiller._slope(noise, labels, told), torch.zeros_like(noise))
+    rows = distiller.critic.label_embedding.table.weight
+    assert len(rows) == 4 * (1 if classes is None else classes + 1) + 1
+    rows.data[told[2]] += 1.0
+    changed = distiller._slope(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
+    assert changed.tolist() == [False, False, True, False]  # no two calls and classes share a row
+
+
+def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_distiller):
+    network = tiny_unet(attention_levels=(), num_class_embeds=None)
+    trainer = make_distiller(network, calls=2, max_steps=80, batch_size=16, learning_rate=4e-3)
+    learner = trainer.learner
+    learner.teacher = NormalDenoiser(0.5)
+    trainer.train()
+    lines = [json.loads(line) for line in trainer.folder.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines] == [*range(2, 81, 2)]
+    unet = trainer.pipeline().unet
+    for start in learner.starts:
+        noise = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        noisy = learner.scheduler.add_noise(torch.full_like(noise, 0.5), noise, start.expand(32))
+        images = predicted_image(learner.scheduler, noisy, unet(noisy, start).sample.detach(), start)
+        assert float(images.mean()) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, classes):
+    network = tiny_unet(num_class_embeds=classes)
+    teacher = [parameter.clone() for parameter in network.parameters()]
+    trainer = make_distiller(network)
+    trainer.train()
+    for before, after, own in zip(teacher, network.parameters(), trainer.learner.teacher.parameters(), strict=True):
+        assert torch.equal(before, after)
+        assert torch.equal(before, own)
+        assert after.requires_grad
+    pipeline = load_pipeline(trainer.folder.pipeline)
+    assert isinstance(pipeline.scheduler, LCMScheduler)
+    assert own_sampler(pipeline.scheduler) == {"scheduler": "lcm", "steps": 4}
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert "distilled to draw in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
+    timesteps = {}
+    for calls in (1, 2, 4):
+        assert pipeline(2, num_inference_steps=calls, seed=0, output_type="pt").images.shape == (2, 1, 16, 16)
+        timesteps[calls] = set(pipeline.scheduler.timesteps.tolist())
+    assert timesteps[1] < timesteps[2] < timesteps[4] == set(trainer.learner.starts.tolist())
+
+
+def parameters(learner):
+    """Return all that a distillation has learnt."""
+    networks = [learner.raw_model, learner.critic]
+    return [*learner.ema.shadow_params, *(parameter for network in networks for parameter in network.parameters())]
+
+
+def test_a_resumed_distillation_takes_the_same_steps(make_distiller):
+    whole = make_distiller(tiny_unet(dropout=0.3), max_steps=12)
+    whole.train()
+    checkpoint = whole.folder.checkpoints / "step-00000008"
+    resumed = make_distiller(tiny_unet(dropout=0.3), "resumed", str(checkpoint), max_steps=12)
+    assert resumed.step == 8
+    resumed.train()
+    for ours, theirs in zip(parameters(whole.learner), parameters(resumed.learner), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_checkpoint_is_bound_to_its_distillation(make_distiller):
+    trainer = make_distiller(tiny_unet())
+    trainer.train()
+    checkpoint = str(trainer.folder.checkpoints / "step-00000008")
+    with pytest.raises(ValueError, match="holds another distillation, or none: calls 4, not 2; use the distillation"):
+        make_distiller(tiny_unet(), "other", checkpoint, calls=2)
+    with pytest.raises(ValueError, match="holds another distillation, or none: teacher .*, not"):
+        make_distiller(randomised(tiny_unet()), "other", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1 in a distillation"),
+        ({"calls": 1}, "2 inference steps were asked for; the scheduler takes 1 to 1"),
+        ({"calls": 0}, "calls is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0"),
+    ],
+)
+def test_distillations_that_cannot_be_are_refused(make_distiller, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_distiller(tiny_unet(), **options)
+
+
+def test_what_cannot_be_a_teacher_is_refused():
+    scheduler = make_scheduler("lcm", {**DDPMScheduler().config, "original_inference_steps": 4})
+    with pytest.raises(ValueError, match="the teacher is distilled itself"):
+        student_of(DenoisingPipeline(tiny_unet(), scheduler))
+    with pytest.raises(ValueError, match="the teacher's network is a BasicUNet; only a UNet"):
+        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()))
