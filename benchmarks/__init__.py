@@ -1,1 +1,1 @@
-"""Measurements of this project beside others."""
+"""Benchmarks beside other projects' networks, run from a checkout."""

@@ -1,4 +1,4 @@
-"""What the machine could do at best, and what a network asks of it."""
+"""Peak speed of the machine, and operations of a network."""
 
 import platform
 import time
@@ -12,13 +12,13 @@ from denoiser.checks import pair
 from denoiser.device import multiplies_bf16_natively, num_cores
 
 SIDE, PRODUCTS = 1024, 10
-FORWARDS_IN_A_STEP = 3  # the backward pass computes two products for each one of the forward pass
+FORWARDS_IN_A_STEP = 3  # the backward pass has two products for each of the forward pass
 
 
 def matmul_speed() -> float:
-    """Return the floating-point operations per second of a product of matrices on the CPU, the fastest of a few.
+    """Return the FLOP/s of a matrix product on the CPU, the fastest of a few.
 
-    The matrices are bfloat16, or float32 where the CPU has no instructions for bfloat16.
+    In bfloat16, or in float32 where the CPU has no bfloat16 instructions.
     """
     dtype = torch.bfloat16 if multiplies_bf16_natively(torch.device("cpu")) else torch.float32
     generator = torch.Generator().manual_seed(0)
@@ -33,7 +33,7 @@ def matmul_speed() -> float:
 
 @torch.no_grad()
 def operations_per_image(model: ModelMixin) -> int:
-    """Count the floating-point operations of matrix products and convolutions in a forward pass of one image."""
+    """Return the FLOP of matrix products and convolutions in a forward pass of one image."""
     zero = torch.zeros(1, dtype=torch.long, device=model.device)
     image = torch.zeros(1, model.config.in_channels, *pair(model.config.sample_size), device=model.device)
     labels = {"class_labels": zero} if model.config.get("num_class_embeds") else {}
@@ -43,7 +43,7 @@ def operations_per_image(model: ModelMixin) -> int:
 
 
 def processor() -> str:
-    """Return the processor's name, as the system gives it, and how many of its cores there are to use."""
+    """Return the processor's name and its number of usable cores."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -1,4 +1,4 @@
-"""U-Nets of other projects behind the call contract of diffusers' `UNet2DModel`. They come with the extra `[bench]`."""
+"""U-Nets of other projects with the call contract of diffusers' `UNet2DModel` (extra `[bench]`)."""
 
 import torch
 from diffusers import ConfigMixin, DDPMScheduler, ModelMixin  # the loader looks both names up in this module
@@ -6,7 +6,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from denoiser.embeddings import batched_timestep
+from denoiser.blocks import batched_timestep
 
 try:
     from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
@@ -40,11 +40,10 @@ class LucidrainsUNet(ModelMixin, ConfigMixin):
 
 
 class SmallDiffusionUNet(ModelMixin, ConfigMixin):
-    """`smalldiffusion.Unet`, with the shape of that project's FashionMNIST example as default.
+    """`smalldiffusion.Unet`, by default in the shape of that project's FashionMNIST example.
 
-    It takes labels if it is told the number of classes, and has no dropout of them: the training has its own.
-    It is told the noise level sigma = sqrt(1 - a) / sqrt(a), a the scheduler's cumulative product, in the place of the
-    timestep, by diffusers' `DDPMScheduler` with the given `beta_schedule`.
+    Its timestep is the noise level sigma of diffusers' `DDPMScheduler` with the given `beta_schedule`.
+    With `num_class_embeds` it takes labels; the training drops them.
     """
 
     @register_to_config
@@ -75,11 +74,7 @@ class SmallDiffusionUNet(ModelMixin, ConfigMixin):
             self.signal = DDPMScheduler(beta_schedule=beta_schedule).alphas_cumprod
 
     def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        class_labels: Tensor | None = None,
-        return_dict: bool = True,
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict the noise in `sample`, `(batch, channels, height, width)`, with `(batch,)` labels if it takes any."""
         signal = self.signal.to(sample.device)[batched_timestep(timestep, sample).long()]

@@ -1,4 +1,4 @@
-"""Where the time goes in a training step, and in the forward passes of drawing."""
+"""Profiles of a training step and of forward passes."""
 
 import os
 import time
@@ -16,11 +16,10 @@ from torch.profiler import ProfilerActivity
 from benchmarks.entries import Entry
 from benchmarks.machine import FORWARDS_IN_A_STEP, matmul_speed, operations_per_image
 from denoiser.data import load_fashion_mnist
-from pipelines.training.learner import Learner
-from pipelines.training.trainer import start_accelerator
+from pipelines.training import Learner, start_accelerator
 
 WARM_UP, PASSES = 5, 20
-# Kinds of operation by what their names contain, in lower case; the first that fits counts.
+# Kinds of operation by parts of their lower-case names; the first match counts.
 KINDS = {
     "convolution": ("convolution", "conv2d", "conv_transpose2d"),
     "normalisation": ("group_norm", "groupnorm", "batch_norm", "batchnorm"),
@@ -35,20 +34,8 @@ OUTSIDE = "outside of operations"
 
 
 def profiles(entry: Entry, batch_sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Profile a training step, and forward passes of some batch sizes, of a network on the CPU.
-
-    Args:
-        entry: Whose network; it is trained for some steps with its own settings.
-        batch_sizes: Images in a forward pass.
-
-    Returns:
-        A row for each pass: "seconds" without the profiler, the median of some; and of the fastest of some with it
-        "profiled_seconds", the "kinds" that sum up to them, and "convolutions" by shape.
-
-    Raises:
-        ValueError: If the network is not on the CPU, or is compiled.
-    """
-    config, model, scheduler = entry.build(entry.seconds[0], seed=0)
+    """Profile a training step and forward passes of a network on the CPU."""
+    config, model, noise_schedule = entry.build(entry.seconds[0], seed=0)
     if config.training.compile:
         raise ValueError(f"'{entry.name}' is compiled, and its operations are no longer PyTorch's; profile it as it is")
     accelerator = start_accelerator(config)
@@ -57,7 +44,7 @@ def profiles(entry: Entry, batch_sizes: Sequence[int]) -> list[dict[str, Any]]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it says on a machine without a GPU that there is none
     operations = operations_per_image(model)
     images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
-    learner = Learner(config.training, model, scheduler, accelerator, images)
+    learner = Learner(config.training, model, noise_schedule, accelerator, images)
     step = _profile(lambda: learner.take_step(0.5), learner.images_per_step, FORWARDS_IN_A_STEP * operations)
     rows = [{"pass": "training step", **step}]
     network = learner.raw_model.eval()
@@ -100,14 +87,14 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _profiled(run: Callable[[], object]) -> tuple[float, torch.profiler.profile]:
-    """Profile one pass: of several the profiler would keep so much between the maps that these take new memory."""
+    """Profile one pass; the records of several would move the maps in memory."""
     with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         seconds = _seconds(run)
     return seconds, profiler
 
 
 def _convolutions(events: Sequence[FunctionEvent]) -> list[dict[str, Any]]:
-    """Return the convolutions by shape, forward and backward: calls, seconds of them all, operations of one."""
+    """Return the convolutions by shape and direction: calls, seconds of all, FLOP of one."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for event in events:
         if event.name in ("aten::convolution", "aten::convolution_backward"):
@@ -121,7 +108,7 @@ def _convolutions(events: Sequence[FunctionEvent]) -> list[dict[str, Any]]:
 
 
 def _described(event: Any, backward: bool) -> tuple[str, int]:
-    """Return the shape of a convolution in words, and the floating-point operations of its products."""
+    """Return the shape of a convolution in words, and its FLOP."""
     (batch, in_channels, *size), weight = event.input_shapes[backward:][:2]  # the first is a gradient if backward
     stride, padding, dilation, transposed, _, groups, *output_mask = event.concrete_inputs[3 + backward :]
     sizes = zip(size, weight[2:], stride, padding, dilation, strict=True)

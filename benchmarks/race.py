@@ -1,13 +1,14 @@
-"""Trainings side by side: each entry in a process of its own, in turns of a few seconds, one at a time.
+"""Races: trainings in processes of their own, in turns of a few seconds, one at a time.
 
-So whatever else the machine does meanwhile falls on all of them alike. Only its own turns count for an entry.
+Other load on the machine then affects all of them alike. An entry's time is that of its own turns.
 """
 
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -16,10 +17,15 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.contestant import contend
 from benchmarks.entries import Entry, digest, fingerprint
 from benchmarks.machine import matmul_speed, operations_per_image
+from denoiser.data import load_fashion_mnist
 from denoiser.files import atomic_path
+from pipelines import make_scheduler
+from pipelines.commands.parser import command
+from pipelines.training import Learner, start_accelerator
+from pipelines.training.budget import Budget
+from pipelines.training.metrics import Validation
 
 TURN = 5.0  # seconds
 RESULT, PIPELINE = "result.json", "pipeline"
@@ -27,15 +33,7 @@ RESULT, PIPELINE = "result.json", "pipeline"
 
 @dataclass(frozen=True)
 class Training:
-    """One training of an entry.
-
-    Attributes:
-        entry: What is trained.
-        seconds: For how long.
-        seed: Of the first weights and of all draws.
-        folder: Where its result and its pipeline are, or will be; the name is a hash of all that they depend on.
-        facts: What that is, and the network's "parameters" and "operations" in a forward pass of an image.
-    """
+    """One training of an entry."""
 
     entry: Entry
     seconds: float
@@ -46,28 +44,20 @@ class Training:
     @classmethod
     def of(cls, entry: Entry, seconds: float, seed: int, cache: Path) -> "Training":
         """Describe a training whose result is kept in `cache`."""
-        config, model, scheduler = entry.build(seconds, seed)
-        facts = fingerprint(entry, config, model, scheduler)
+        config, model, noise_schedule = entry.build(seconds, seed)
+        facts = fingerprint(config, model, noise_schedule)
         counts = {"parameters": model.num_parameters(), "operations": operations_per_image(model)}
         return cls(entry, seconds, seed, cache / digest(facts), {**facts, **counts})
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What it came to, or None if it was not made yet."""
+        """Its result, or None before the training."""
         path = self.folder / RESULT
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def race(trainings: Sequence[Training], on_turn: Callable[[float], object] = lambda seconds: None) -> None:
-    """Make the trainings that were not made yet, those of equal length and seed side by side.
-
-    Args:
-        trainings: What to make.
-        on_turn: Called with the seconds of training after each turn.
-
-    Raises:
-        ValueError: If an entry cannot be trained; its process says why.
-    """
+    """Make the trainings without a result, those of equal length and seed in one race."""
     for group in sorted({(training.seconds, training.seed) for training in trainings}):
         todo = {training.folder: training for training in trainings if (training.seconds, training.seed) == group}
         waiting = [training for training in todo.values() if training.result is None]
@@ -132,7 +122,7 @@ def _contestants(trainings: Sequence[Training]) -> Iterator[dict[Path, Connectio
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore interrupts, which are for the race to handle."""
+    """Let processes started in the block ignore interrupts, which the race handles."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -152,7 +142,7 @@ def _receive(training: Training, connections: dict[Path, Connection]) -> Any:
 
 @contextmanager
 def _named(training: Training) -> Iterator[None]:
-    """Say which training it was whose process has ended."""
+    """Name the training whose process has ended."""
     try:
         yield
     except (EOFError, OSError) as error:
@@ -160,3 +150,39 @@ def _named(training: Training) -> Iterator[None]:
             f"'{training.entry.name}' could not be trained for {training.seconds:g} s: its process ended; "
             "what it said stands above"
         ) from error
+
+
+def contend(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path, compiled: Path) -> None:
+    """Train an entry in turns, and save its pipeline.
+
+    The process sends the digest of its training. Then it receives the second up to which to train, and
+    answers with its progress. At None it evaluates, saves the pipeline and answers with the metrics.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled)
+    with suppress(EOFError):  # the race has ended
+        command(lambda: _take_turns(connection, entry, seconds, seed, folder))()
+
+
+def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int, folder: Path) -> None:
+    config, model, noise_schedule = entry.build(seconds, seed)
+    what = digest(fingerprint(config, model, noise_schedule))
+    accelerator = start_accelerator(config)
+    images, held_out = (
+        load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
+    )
+    learner = Learner(config.training, model, noise_schedule, accelerator, images)
+    validation = Validation(held_out.to(accelerator.device), config.sampling, config.training.evaluation_images)
+    connection.send(what)
+    spent = 0.0
+    while (until := connection.recv()) is not None:
+        budget = Budget(None, seconds / 60, spent)
+        budget.start()
+        while budget.seconds < until:
+            learner.take_step(budget.progress(learner.step, accelerator))
+        spent = budget.seconds
+        connection.send({"seconds": spent, "steps": learner.step, "images": learner.window.images})
+
+    figures = learner.validate(validation, make_scheduler(config.sampling.scheduler, noise_schedule.config))
+    with atomic_path(folder) as temporary:
+        learner.pipeline().save_pretrained(temporary)
+    connection.send({**figures, "precision": accelerator.mixed_precision})

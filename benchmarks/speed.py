@@ -1,4 +1,4 @@
-"""How fast images are drawn, and how fast they are fed to a training."""
+"""Speed of sampling, and of the input path of training."""
 
 import copy
 import time
@@ -16,23 +16,14 @@ from torchvision import transforms
 
 from benchmarks.entries import Entry
 from benchmarks.machine import matmul_speed, operations_per_image
-from denoiser.data import ImageSet, load_fashion_mnist
-from denoiser.device import as_trained, choose_mixed_precision, compile_to_draw, in_best_layout
+from denoiser.data import ImageSet, load_fashion_mnist, random_batch
+from denoiser.device import as_trained, choose_mixed_precision, compile_for_sampling, in_best_layout
 from pipelines import DenoisingPipeline, make_scheduler
-from pipelines.schedulers import check_steps
-from pipelines.training.draws import draw
+from pipelines.stepping import check_steps
 
 
 def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, dict[str, float]]:
-    """Time each job in turn, round after round; the first is the one in which things are compiled and set up.
-
-    Args:
-        jobs: By name; each returns the number of images that it made.
-        rounds: Rounds that count, besides the first.
-
-    Returns:
-        By name, what a table says of them: the seconds of the first round, and images per second of the others.
-    """
+    """Time jobs in turns. The first round compiles and sets up, and does not count."""
     firsts: dict[str, float] = {}
     speeds: dict[str, list[float]] = {name: [] for name in jobs}
     for round_ in range(rounds + 1):
@@ -58,53 +49,39 @@ def alternate(jobs: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, d
 def sampling_speeds(
     entries: Sequence[Entry], batch_sizes: Sequence[int], steps: Sequence[int], rounds: int, compiled: bool = False
 ) -> list[dict[str, Any]]:
-    """Measure how fast the entries' networks draw, in turns, each in the precision that it is trained in.
+    """Measure the sampling speed of entries in turns, each in its training precision.
 
-    The networks have their first weights, which take as long as trained ones.
-
-    Args:
-        entries: Whose networks.
-        batch_sizes: Images drawn at once.
-        steps: Steps of the entries' samplers, one number after the other.
-        rounds: Rounds that count.
-        compiled: Whether to measure each network once more as `compile_to_draw` leaves it.
-
-    Returns:
-        A row for each network, batch size and number of steps: what `alternate` says, and as "share_of_peak" what the
-        networks' calls reach of the bf16 matrix product just before and after, sampler included.
-
-    Raises:
-        ValueError: If a sampler cannot take so many steps, or there is no compiler.
+    The networks have their initial weights, which take as long as trained ones.
     """
     device = PartialState().device
     rows = []
-    drawing, precisions, operations = {}, {}, {}
+    sampling, precisions, operations = {}, {}, {}
     for entry in entries:
-        config, model, scheduler = entry.build(entry.seconds[0], seed=0)
+        config, model, noise_schedule = entry.build(entry.seconds[0], seed=0)
         precisions[entry.name] = choose_mixed_precision(config.training.mixed_precision, device)
         model = model.to(device).eval()
         operations[entry.name] = operations_per_image(model)
         if config.training.channels_last:
             in_best_layout(model)
-        sampler = make_scheduler(config.sampling.scheduler, scheduler.config)
+        sampler = make_scheduler(config.sampling.scheduler, noise_schedule.config)
         for count in steps:
             check_steps(count, sampler)
-        drawing[entry.name] = DenoisingPipeline(model, sampler)
+        sampling[entry.name] = DenoisingPipeline(model, sampler)
         if compiled:
             name = f"{entry.name}, compiled"
             twin = copy.deepcopy(model)
-            compile_to_draw(twin, device)
+            compile_for_sampling(twin, device)
             precisions[name] = "bf16" if twin.dtype == torch.bfloat16 else "no"
             operations[name] = operations[entry.name]
-            drawing[name] = DenoisingPipeline(twin, sampler)
-    for pipeline in drawing.values():
+            sampling[name] = DenoisingPipeline(twin, sampler)
+    for pipeline in sampling.values():
         pipeline.set_progress_bar_config(disable=True)
 
     def job(name: str, batch_size: int, steps: int) -> Callable[[], int]:
-        pipeline = drawing[name]
+        pipeline = sampling[name]
         labels, generator = 0 if pipeline.num_classes else None, torch.Generator().manual_seed(0)
 
-        def draw_batch() -> int:
+        def sample_batch() -> int:
             with as_trained(precisions[name] if pipeline.unet.dtype == torch.float32 else "no", device):
                 (images,) = pipeline(
                     batch_size,
@@ -116,13 +93,13 @@ def sampling_speeds(
                 )
             return len(images.cpu())  # which waits for the device
 
-        return draw_batch
+        return sample_batch
 
     for batch_size, count in product(batch_sizes, steps):
         peaks = [matmul_speed()]
-        speeds = alternate({name: job(name, batch_size, count) for name in drawing}, rounds)
+        speeds = alternate({name: job(name, batch_size, count) for name in sampling}, rounds)
         peak = fmean([*peaks, matmul_speed()])
-        for name in drawing:
+        for name in sampling:
             share = speeds[name]["images_per_second"] * count * operations[name] / peak
             facts = {"name": name, "batch_size": batch_size, "steps": count, "precision": precisions[name]}
             rows.append({**facts, **speeds[name], "share_of_peak": share})
@@ -134,7 +111,7 @@ OUR_SHARE = 20  # times the loaders' batches, so that a round of ours lasts too
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """The usual input path: the items of torchvision's `FashionMNIST`, resized and scaled one by one as PIL images."""
+    """The usual input path: torchvision transforms of each image as a PIL image."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -152,18 +129,9 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
 
 def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> list[dict[str, Any]]:
-    """Measure the input path of training against torchvision's: a transform for each image, in a DataLoader.
+    """Measure the input path of training beside torchvision transforms in a DataLoader.
 
-    Both end in a batch of 16x16 images in [-1, 1] with labels; the training's also draws the timesteps and the noise.
-
-    Args:
-        root: Folder of FashionMNIST.
-        batch_size: Images in a batch.
-        batches: Batches in a round of the loaders.
-        rounds: Rounds that count.
-
-    Returns:
-        A row for each input path: what `alternate` says.
+    Both end in a batch of 16x16 images in [-1, 1] with labels; ours has timesteps and noise too.
     """
     images, full_size = load_fashion_mnist(root, "train", 16), load_fashion_mnist(root, "train", 28)
     loaders = {
@@ -176,7 +144,7 @@ def feeding_speeds(root: str, batch_size: int, batches: int, rounds: int) -> lis
     def ours() -> int:
         count = OUR_SHARE * batches
         for step in range(count):
-            images.batch(draw(0, step, batch_size, (1, 16, 16), len(images), 1000, 0.1).indices)
+            images.batch(random_batch(0, step, batch_size, (1, 16, 16), len(images), 1000, 0.1).indices)
         return count * batch_size
 
     def theirs(loader: DataLoader) -> Callable[[], int]:

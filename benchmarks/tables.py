@@ -1,55 +1,48 @@
-"""What the benchmarks say: tables and plots."""
+"""Tables and plots of the benchmarks."""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from PIL import Image
-
 from benchmarks.machine import FORWARDS_IN_A_STEP
 from benchmarks.race import Training
 from pipelines.evaluation.markdown import markdown_table, number
-from pipelines.evaluation.plots import new_figure, picture_of
 
 JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
-CONDITIONS = {"batch_size": "batch", "steps": "steps"}  # of a speed, and what the tables call them
+CONDITIONS = {"batch_size": "batch", "steps": "steps"}  # conditions of a speed, by name in the tables
 
 
 def train_rows(trainings: Sequence[Training]) -> list[dict[str, Any]]:
-    """Return the figures of finished trainings, a row for each average of the weights."""
+    """Return the figures of finished trainings."""
     rows = []
     for training in trainings:
         result, facts = training.result, training.facts
         assert result is not None
         speed = result["images"] / result["seconds"]
-        row = {
-            "name": training.entry.name,
-            "arguments": " ".join(training.entry.arguments),
-            "seed": training.seed,
-            "parameters": facts["parameters"],
-            "operations_per_image": facts["operations"],
-            "precision": result["precision"],
-            "seconds": training.seconds,
-            "steps": result["steps"],
-            "images_per_second": speed,
-            "bf16_matmul_peak": result["peak"],
-            "share_of_peak": FORWARDS_IN_A_STEP * facts["operations"] * speed / result["peak"],
-            **{name: result[name] for name in JUDGED},
-            "race": result["race"],
-            "date": result["date"],
-        }
-        rows.append(row)
-        for other in result["other_averages"]:
-            name = f"{row['name']}, average of power {other['ema_power']:g}"
-            arguments = f"{row['arguments']} --training.ema_power {other['ema_power']:g}"
-            judged = {figure: other[figure] for figure in JUDGED}
-            rows.append({**row, "name": name, "arguments": arguments, **judged})
+        rows.append(
+            {
+                "name": training.entry.name,
+                "arguments": " ".join(training.entry.arguments),
+                "seed": training.seed,
+                "parameters": facts["parameters"],
+                "operations_per_image": facts["operations"],
+                "precision": result["precision"],
+                "seconds": training.seconds,
+                "steps": result["steps"],
+                "images_per_second": speed,
+                "bf16_matmul_peak": result["peak"],
+                "share_of_peak": FORWARDS_IN_A_STEP * facts["operations"] * speed / result["peak"],
+                **{name: result[name] for name in JUDGED},
+                "race": result["race"],
+                "date": result["date"],
+            }
+        )
     return rows
 
 
 def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return the trainings as a table, in order of their length; ratios are to the baseline's in the same race."""
+    """Return a table of trainings by length; ratios are to the baseline in the same race."""
     seeds = len({row["seed"] for row in rows}) > 1
     baselines = {(row["race"], row["seed"]): row for row in rows if row["name"] == baseline}
     lines = []
@@ -85,7 +78,7 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 
 def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return how long each network takes to the distance that the baseline has after its longest training."""
+    """Return a table of each network's time to the distance of the baseline's longest training."""
     curves = curves_of(rows)
     longest, distance = max(curves[baseline].items())
     lines = []
@@ -104,7 +97,7 @@ def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 
 def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-    """Return the distance by seconds of training, by name; the geometric mean where there are several seeds."""
+    """Return the distance by seconds of training, by name; the geometric mean over seeds."""
     curves: dict[str, dict[float, list[float]]] = {}
     for row in rows:
         curves.setdefault(row["name"], {}).setdefault(row["seconds"], []).append(row["frechet"])
@@ -115,13 +108,9 @@ def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]
 
 
 def seconds_to(distance: float, curve: Mapping[float, float]) -> float | None:
-    """Return the length of a training that reaches the distance, by a power law between the two trainings around it.
+    """Return the seconds of training to a distance, by a power law between neighbouring trainings.
 
-    None if no training reaches it; the shortest one's length if that does already.
-
-    Args:
-        distance: What is to be reached.
-        curve: Distance by seconds of training.
+    None if no training reaches it; the length of the shortest training if it does.
     """
     before: tuple[float, float] | None = None
     for seconds, reached in sorted(curve.items()):
@@ -134,19 +123,8 @@ def seconds_to(distance: float, curve: Mapping[float, float]) -> float | None:
     return None
 
 
-def train_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the distance against the seconds of training, both logarithmic."""
-    figure, axes = new_figure()
-    for name, curve in curves_of(rows).items():
-        axes.plot(*zip(*curve.items(), strict=True), "o-", label=name)
-    axes.axhline(rows[0]["frechet_floor"], linestyle=":", color="black", label="real test images")
-    axes.set(xlabel="seconds of training", ylabel="Fréchet distance", xscale="log", yscale="log")
-    axes.legend(fontsize=8)
-    return picture_of(figure)
-
-
 def speed_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return speeds as a table; ratios are to the baseline's of the same batch size and steps."""
+    """Return a table of speeds; ratios are to the baseline under the same conditions."""
     others = {_conditions(row): row["images_per_second"] for row in rows if row["name"] == baseline}
     lines = []
     for row in rows:
@@ -168,35 +146,12 @@ def speed_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     return markdown_table([*columns, *share_column], lines)
 
 
-def speed_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw each speed as a bar from the slowest round to the fastest, the median marked; the scale is logarithmic."""
-    figure, axes = new_figure()
-    names = []
-    for place, row in enumerate(reversed(rows)):
-        names.append(
-            ", ".join([row["name"], *(f"{words} {row[key]}" for key, words in CONDITIONS.items() if key in row)])
-        )
-        slowest, fastest = row["slowest_round"], row["fastest_round"]
-        axes.barh(place, fastest - slowest, left=slowest, color="C0", alpha=0.4)
-        median = row["images_per_second"]
-        axes.plot(median, place, "o", color="C0")
-        axes.annotate(
-            number(median), (median, place), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
-        )
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    axes.set(xlabel="images/s", xscale="log")
-    axes.tick_params(axis="x", which="minor", labelbottom=False)  # the dots have their numbers
-    axes.use_sticky_edges = False
-    axes.margins(0.1)
-    return picture_of(figure)
-
-
 def _conditions(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key, "") for key in CONDITIONS)
 
 
 def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the speeds at equal distance as a table; the first row is what the others have to equal."""
+    """Return a table of speeds at equal distance; the first row is the distance to reach."""
     target = rows[0]
     lines = [
         [
@@ -215,23 +170,8 @@ def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{markdown_table(columns, lines)}\n{images}\n"
 
 
-def stock_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the distance against the speed of drawing, both logarithmic, a line for each training."""
-    figure, axes = new_figure()
-    target = rows[0]
-    for training in dict.fromkeys((row["name"], row["trained_seconds"]) for row in rows):
-        own = [row for row in rows if (row["name"], row["trained_seconds"]) == training]
-        speeds, distances = [row["images_per_second"] for row in own], [row["frechet"] for row in own]
-        axes.plot(speeds, distances, "o-", label=f"{training[0]}, trained {training[1]:g} s")
-    axes.axhline(target["frechet"], linestyle="--", color="C0", label=f"{target['name']}, {target['steps']} steps")
-    axes.axhline(target["frechet_floor"], linestyle=":", color="black", label="real test images")
-    axes.set(xlabel="images/s", ylabel="Fréchet distance", xscale="log", yscale="log")
-    axes.legend(fontsize=8)
-    return picture_of(figure)
-
-
 def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return the distances by network and sampler as a table; ratios are of the best of each to the baseline's best."""
+    """Return a table of distances by network and sampler; ratios are of the best to the baseline's best."""
     ways = list(dict.fromkeys(_way(row) for row in rows))
     distances: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -250,24 +190,8 @@ def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     )
 
 
-def sampler_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the distance of each network with each sampler as a dot; a row is a network, a colour a sampler."""
-    figure, axes = new_figure()
-    names = list(dict.fromkeys(row["name"] for row in reversed(rows)))
-    for way in dict.fromkeys(_way(row) for row in rows):
-        own = [row for row in rows if _way(row) == way]
-        axes.plot([row["frechet"] for row in own], [names.index(row["name"]) for row in own], "o", label=way, alpha=0.7)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.axvline(rows[0]["frechet_floor"], linestyle=":", color="black", label="real test images")
-    axes.set(xlabel="Fréchet distance", xscale="log")
-    axes.grid(axis="y", alpha=0.3)
-    axes.margins(0.1)
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)  # the dots are all over the axes
-    return picture_of(figure)
-
-
 def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return where the time of each pass goes, and its convolutions by shape."""
+    """Return tables of each pass by kind of operation, and of its convolutions."""
     passes = [_pass(row) for row in rows]
     lines = [[kind, *(_milliseconds(row["kinds"][kind], row) for row in rows)] for kind in rows[0]["kinds"]]
     lines.append(["with the profiler", *(_milliseconds(row["profiled_seconds"], row) for row in rows)])
@@ -286,21 +210,6 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
         columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of peak"]
         parts.append(f"Convolutions in a {name}:\n\n{markdown_table(columns, convolutions)}")
     return "\n".join(parts)
-
-
-def profile_plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw a bar for each pass, made up of the shares of the kinds of operation."""
-    figure, axes = new_figure()
-    for place, row in enumerate(reversed(rows)):
-        left = 0.0
-        for color, (kind, seconds) in enumerate(row["kinds"].items()):
-            share = seconds / row["profiled_seconds"]
-            axes.barh(place, share, left=left, color=f"C{color}", label=None if place else kind)
-            left += share
-    axes.set_yticks(range(len(rows)), [_pass(row) for row in reversed(rows)], fontsize=8)
-    axes.set(xlabel="share of the time with the profiler")
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return picture_of(figure)
 
 
 def _milliseconds(seconds: float, row: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""Every part that a U-Net is made of: residual block, attention, down- and up-sampling."""
+"""U-Net building blocks: embeddings, residual block, self-attention, down- and upsampling."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,10 +8,61 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
-    """Move each `factor x factor` square of pixels into the channels; nothing is lost, unlike in pooling.
+def sinusoidal_embedding(timesteps: Tensor, channels: int, max_period: float = 10_000.0) -> Tensor:
+    """Return the sinusoidal timestep embedding (Vaswani et al. 2017, section 3.5).
 
-    The channels stay innermost in memory, so a channels_last map stays channels_last.
+    Args:
+        timesteps: `(batch,)`, whole or fractional.
+        channels: Number of embedding channels, even.
+        max_period: Longest period, in timesteps, divided by 2 pi.
+
+    Returns:
+        `(batch, channels)` in float32, in [-1, 1]: cosines, then sines.
+    """
+    half = channels // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, device=timesteps.device))
+    angles = timesteps.float()[:, None] * frequencies  # (batch, channels / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def batched_timestep(timestep: Tensor | float, sample: Tensor) -> Tensor:
+    """Expand a timestep to one for each image of `sample`, `(batch,)`.
+
+    Raises:
+        ValueError: If there is neither one timestep nor one for each image.
+    """
+    timesteps = torch.as_tensor(timestep, device=sample.device).flatten()
+    num_timesteps, num_images = timesteps.shape[0], sample.shape[0]
+    if num_timesteps not in (1, num_images):
+        raise ValueError(f"{num_timesteps} timesteps for {num_images} images; give one, or one for each image")
+    return timesteps.expand(num_images)
+
+
+class LabelEmbedding(nn.Module):
+    """Embedding of class labels and of the null label, "no class given" (Ho & Salimans 2022).
+
+    Args:
+        num_classes: Number of classes: labels are 0 to `num_classes - 1`, the null label `num_classes`.
+        channels: Number of embedding channels.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.null_label = num_classes
+        self.table = nn.Embedding(num_classes + 1, channels)
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, class_labels: Tensor | None, batch_size: int) -> Tensor:
+        """Map `(batch,)` labels, or None for the null label throughout, to `(batch, channels)`."""
+        if class_labels is None:
+            class_labels = torch.full((batch_size,), self.null_label, device=self.table.weight.device)
+        return self.table(class_labels)
+
+
+def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
+    """Move each `factor x factor` square of pixels into the channels; unlike pooling, it is lossless.
+
+    A channels_last map stays channels_last.
 
     Args:
         x: `(batch, channels, height, width)`, height and width divisible by `factor`.
@@ -26,17 +78,17 @@ def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """Move the innermost channels of `(batch, h, w, channels)` to the front.
+    """Permute `(batch, h, w, channels)` to `(batch, channels, h, w)`, channels_last in memory.
 
-    In memory they stay innermost. In a compiler's graph they do not: inductor cannot order the strides of a permuted
-    map of unknown size that a convolution keeps for its backward pass.
+    While compiling, the result is contiguous: inductor cannot order the strides of a permuted map of
+    unknown size that a convolution keeps for its backward pass.
     """
     x = rearrange(x, "b h w c -> b c h w")
     return x.contiguous() if torch.compiler.is_compiling() else x
 
 
 def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
-    """Undo `space_to_depth`: `(batch, channels * factor^2, h, w)` to `(batch, channels, h * factor, w * factor)`."""
+    """Invert `space_to_depth`: `(b, channels * factor^2, h, w)` to `(b, channels, h * factor, w * factor)`."""
     if factor == 1:
         return x
     x = rearrange(x, "b (p1 p2 c) h w -> b (h p1) (w p2) c", p1=factor, p2=factor)
@@ -44,54 +96,45 @@ def depth_to_space(x: Tensor, factor: int = 2) -> Tensor:
 
 
 def zero_init(layer: nn.Conv2d) -> nn.Conv2d:
-    """Zero a layer's parameters, so that the branch it ends starts as no change (Goyal et al. 2017, section 5.1)."""
+    """Zero a layer's parameters, so that its residual branch starts as zero (Goyal et al. 2017, 5.1)."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def convolution(in_channels: int, out_channels: int, kernel_size: int = 3) -> nn.Conv2d:
-    """Return a convolution that keeps height and width; the kernel's size is odd."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+def convolution(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def group_norm(channels: int, group_size: int) -> nn.GroupNorm:
-    """Normalise over groups of `group_size` channels."""
+    """Return a group norm over groups of `group_size` channels."""
     return nn.GroupNorm(channels // group_size, channels)
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut; the embedding scales and shifts the second norm.
+    """Residual block with adaptive group normalisation (Dhariwal & Nichol 2021, section 3).
 
-    The adaptive group normalisation of Dhariwal & Nichol (2021), section 3.
+    The embedding scales and shifts the output of the second normalisation.
 
     Args:
-        in_channels: Channels in.
-        out_channels: Channels out.
+        in_channels: Number of input channels.
+        out_channels: Number of output channels.
         embedding_channels: Channels of the conditioning vector.
         group_size: Channels in a normalisation group; divides `in_channels` and `out_channels`.
-        second_kernel_size: Side of the second convolution, odd.
-        dropout: Share of the values zeroed in training, before the second convolution.
+        dropout: Dropout probability before the second convolution.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_channels: int,
-        group_size: int,
-        second_kernel_size: int = 3,
-        dropout: float = 0.0,
+        self, in_channels: int, out_channels: int, embedding_channels: int, group_size: int, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.norm1 = group_norm(in_channels, group_size)
         self.conv1 = convolution(in_channels, out_channels)
         self.modulation = nn.Linear(embedding_channels, 2 * out_channels)
         self.norm2 = group_norm(out_channels, group_size)
-        if second_kernel_size < 1 or second_kernel_size % 2 == 0:
-            raise ValueError(f"second_kernel_size is {second_kernel_size}; it must be odd, such as 1 or 3")
-        self.conv2 = zero_init(convolution(out_channels, out_channels, second_kernel_size))
+        self.conv2 = zero_init(convolution(out_channels, out_channels))
         self.dropout = nn.Dropout(dropout)
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
         self.activation = nn.SiLU()
@@ -105,13 +148,13 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over all the pixels of a map, beside a shortcut (Ho et al. 2020, appendix B).
+    """Multi-head self-attention over the pixels of a map, with a shortcut (Ho et al. 2020, app. B).
 
-    Plain products and a softmax, not `scaled_dot_product_attention`: the maps here have 16 to 64 pixels, where the
-    fused kernel's backward pass is the slower one on a CPU.
+    It uses matrix products and a softmax: for the 16 to 64 pixels of these maps the backward pass of
+    `scaled_dot_product_attention` is many times slower on a CPU.
 
     Args:
-        channels: Channels in and out.
+        channels: Number of input and output channels.
         head_dim: Channels of a head; divides `channels`.
         group_size: Channels in a normalisation group; divides `channels`.
     """
@@ -133,7 +176,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, and self-attention (or nothing) after it; the unit of gradient checkpointing."""
+    """Residual block and self-attention (or the identity); the unit of gradient checkpointing."""
 
     def __init__(self, residual: ResidualBlock, attention: nn.Module) -> None:
         super().__init__()
@@ -154,7 +197,7 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width: space-to-depth, then a 1x1 convolution."""
+    """Downsampling by 2: space-to-depth and a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -166,7 +209,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width: a 1x1 convolution, then depth-to-space."""
+    """Upsampling by 2: a 1x1 convolution and depth-to-space."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,19 +1,73 @@
-"""Checks of what a user can get wrong, each with the value, what was expected and what to do."""
+"""Argument checks: each error gives the value, what was expected and what to do."""
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import wraps
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin
 
-from denoiser.plain import plain, settle_fields
+import numpy as np
+from torch import Tensor
 
-LARGEST = 2**31 - 1  # which the libraries can all count to
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+LARGEST = 2**31 - 1  # a count that every library here can hold
+
+# Removed arguments, by the only value that a saved network or config may still give them (docs/study.md).
+REMOVED = {
+    **{"middle_blocks": 0, "second_kernel_size": 3},
+    **{"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True},
+}
+LAST_COMMIT_WITH_THEM = "e7d8e90"
+
+
+def drop_removed(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved arguments without the removed ones."""
+    for name, default in REMOVED.items():
+        if (value := arguments.get(name, default)) != default:
+            raise ValueError(
+                f"{name} is {value}, a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that can load it"
+            )
+    return {name: value for name, value in arguments.items() if name not in REMOVED}
+
+
+def plain(value: Any) -> Any:
+    """Return NumPy and PyTorch scalars as Python numbers and 1-D arrays as lists, in lists and dicts too.
+
+    Other values, such as a batch of images, are returned unchanged.
+    """
+    if isinstance(value, (np.generic, np.ndarray, Tensor)) and value.ndim <= 1:
+        return value.tolist()
+    if isinstance(value, dict):
+        return {plain(name): plain(entry) for name, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+def plain_arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function to accept NumPy and PyTorch numbers wherever it takes Python ones."""
+
+    @wraps(function)
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    return call
+
+
+def settle_fields(config: Any) -> None:
+    """Convert the NumPy and PyTorch numbers and the paths in a frozen dataclass to Python numbers and strings."""
+    for entry in fields(config):
+        value = plain(getattr(config, entry.name))
+        object.__setattr__(config, entry.name, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """Return height and width of a size that may be one number for both."""
+    """Return the height and the width of a size, which may be one number for both."""
     size = plain(size)
     sides = (size, size) if isinstance(size, int) else size
     if not isinstance(sides, Sequence) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
@@ -22,7 +76,7 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_positive(**counts: int) -> None:
-    """Raise `ValueError` for the first of the named counts that is not a whole number from 1 to `LARGEST`."""
+    """Raise `ValueError` for the first count that is not a whole number from 1 to `LARGEST`."""
     for name, count in plain(counts).items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"{name} is {count}; it must be a whole number of at least 1")
@@ -31,20 +85,20 @@ def check_positive(**counts: int) -> None:
 
 
 def check_between(least: float, most: float, **numbers: float) -> None:
-    """Raise `ValueError` for the first of the named numbers that is not from `least` to `most`."""
+    """Raise `ValueError` for the first number that is not from `least` to `most`."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, Real) or not least <= number <= most:
             raise ValueError(f"{name} is {number}; it must be from {least} to {most}")
 
 
 def check_seed(seed: int) -> None:
-    """Raise `ValueError` if a seed is negative or longer than PyTorch's 64 bits."""
+    """Raise `ValueError` if a seed is not from 0 to below 2^64."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; it must be a whole number from 0 to below 2^64")
 
 
 def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
-    """Raise `ValueError`, naming the nearest values that fit, if `divisor` does not divide `value`."""
+    """Raise `ValueError`, with the nearest values, if `divisor` does not divide `value`."""
     if value % divisor or value < 1:
         below = max(value // divisor, 1) * divisor
         nearest = f"{below} or {below + divisor}"
@@ -52,16 +106,16 @@ def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
 
 
 def did_you_mean(word: str, possible: Iterable[str]) -> str:
-    """Return ` (did you mean …?)` with the nearest of `possible`, or an empty string if none is near."""
+    """Return ` (did you mean …?)` with the nearest possible word, or an empty string."""
     by_lower = {name.lower(): name for name in possible}
     nearest = get_close_matches(word.lower(), by_lower, n=1)
     return f" (did you mean '{by_lower[nearest[0]]}'?)" if nearest else ""
 
 
 def check_kinds(config: Any) -> None:
-    """Raise `ValueError` for the first field of a frozen dataclass that is not of its kind.
+    """Raise `ValueError` for the first field of a frozen dataclass whose value is not of its type.
 
-    Numbers of NumPy and PyTorch become Python's own, paths strings.
+    NumPy and PyTorch numbers become Python's, paths become strings.
     """
     settle_fields(config)
     for entry in fields(config):

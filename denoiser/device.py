@@ -1,4 +1,4 @@
-"""What differs from device to device: chosen here and nowhere else."""
+"""Device-dependent choices: precision, compilation, memory layout, threads."""
 
 import ctypes
 import os
@@ -16,18 +16,18 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as <malloc.h> numbers them
 
 
 def must_use_cpu() -> bool:
-    """Return whether there is no accelerator, or the environment says to leave it alone.
+    """Return whether there is no accelerator, or the environment excludes it.
 
-    Accelerate wants to be told: launched as several processes without a GPU, it would run each of them by itself.
+    Without being told, Accelerate runs several CPU processes independently of each other.
     """
     told = parse_flag_from_env("ACCELERATE_USE_CPU") or os.environ.get("ACCELERATE_TORCH_DEVICE") == "cpu"
     return told or not torch.accelerator.is_available()
 
 
 def multiplies_bf16_natively(device: torch.device) -> bool:
-    """Return whether the device has instructions for bfloat16 products, so that bf16 is faster and not emulated."""
+    """Return whether the device has native bfloat16 products; elsewhere they are emulated and slow."""
     if device.type == "cpu":
-        if not hasattr(torch.cpu, "get_capabilities"):  # which PyTorch 2.8 has not
+        if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch 2.8
             return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
@@ -37,11 +37,7 @@ def multiplies_bf16_natively(device: torch.device) -> bool:
 
 
 def choose_mixed_precision(wanted: str, device: torch.device) -> str:
-    """Return the precision for Accelerate: `wanted`, with "auto" resolved for the device.
-
-    Raises:
-        ValueError: If the device cannot train in the precision asked for.
-    """
+    """Return the precision for Accelerate: `wanted`, with "auto" resolved for the device."""
     if wanted == "fp16" and device.type == "cpu":
         raise ValueError("mixed_precision fp16 needs a GPU; on a CPU use auto, bf16 or no")
     if wanted != "auto":
@@ -50,11 +46,7 @@ def choose_mixed_precision(wanted: str, device: torch.device) -> str:
 
 
 def compilation(wanted: bool, device: torch.device) -> TorchDynamoPlugin | None:
-    """Return how Accelerate shall compile a network for training, or None to leave that to its launcher.
-
-    Raises:
-        ValueError: If there is no compiler of the code that comes out.
-    """
+    """Return Accelerate's plugin for compiled training, or None to leave it to the launcher."""
     if not wanted:
         return None
     if device.type != "cpu":
@@ -63,17 +55,14 @@ def compilation(wanted: bool, device: torch.device) -> TorchDynamoPlugin | None:
     return TorchDynamoPlugin(backend="inductor", options={"force_layout_optimization": True})
 
 
-def compile_to_draw(model: nn.Module, device: torch.device) -> None:
-    """Compile a trained network in place, with its weights frozen, in bf16 where the device multiplies that natively.
+def compile_for_sampling(model: nn.Module, device: torch.device) -> None:
+    """Compile a trained network in place, weights frozen, in bf16 where that is native.
 
-    Each size of batch is compiled by itself, at its first call, which takes half a minute.
-
-    Raises:
-        ValueError: If there is no compiler of the code that comes out.
+    Each batch size is compiled at its first call, which takes half a minute.
     """
     _check_compiler()
     if multiplies_bf16_natively(device):
-        nn.Module.to(model, torch.bfloat16)  # not diffusers' `to`, which warns of parts to keep in float32, of none
+        nn.Module.to(model, torch.bfloat16)  # diffusers' `to` warns of parts to keep in float32
     model.compile(dynamic=False, options={"freezing": True, "cpp_wrapper": True})
 
 
@@ -84,21 +73,20 @@ def _check_compiler() -> None:
 
 
 def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:
-    """Return the context that runs a network in the precision it was trained in, where no `Accelerator` is at hand."""
+    """Return the autocast context of a training precision, without an `Accelerator`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
 
 def num_cores() -> int:
-    """Return how many of the machine's cores this process may use, or how many there are where no system tells."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_cpu(state: PartialState) -> None:
-    """Where a process computes on the CPU, let it use its share of the cores and keep the memory that it frees.
+    """Let a CPU process use its share of the cores, and keep freed memory.
 
-    `accelerate launch` alone would give each process one thread, and glibc alone would give megabytes back to the
-    system after each layer, for the system to clear them page by page before the next. A number of threads that the
-    user exports is left as it is.
+    `accelerate launch` gives each process one thread, and glibc returns megabytes to the system after
+    each layer, which has to clear their pages again. A number of threads exported by the user is kept.
     """
     if state.device.type == "cpu":
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
@@ -109,12 +97,12 @@ def prepare_cpu(state: PartialState) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Take all memory from the heap, and shrink that only when 2 GiB at its end are free (mallopt(3))."""
+    """Allocate from the heap only, and shrink it only at 2 GiB of free memory (mallopt(3))."""
     allocator = ctypes.CDLL(None)
     for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
         allocator.mallopt(parameter, value)
 
 
 def in_best_layout(model: nn.Module) -> nn.Module:
-    """Lay the convolutions' weights out channels last, the faster order for mixed precision on CPUs and GPUs alike."""
+    """Convert weights to channels_last, the faster layout for mixed precision on CPUs and GPUs."""
     return model.to(memory_format=torch.channels_last)

@@ -92,15 +92,7 @@ def exported(environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
 
 
 def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Keep what a launcher has set for the processes of a run, and take the leftovers of one out of the environment.
-
-    Returns:
-        A line for each variable that is ignored.
-
-    Raises:
-        ValueError: If a variable has no sensible value, asks for what this project has not, or the launcher was asked
-            for several processes and started one.
-    """
+    """Keep what a launcher has set for the processes of a run, and take the leftovers of one out of the environment."""
     for name in [name for name, value in environment.items() if name.startswith("ACCELERATE_") and not value]:
         environment.pop(name)  # as good as unset, which Accelerate does not see so
     for name in SWITCHES:
@@ -128,12 +120,7 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list
 
 @dataclass(frozen=True)
 class Settled:
-    """What of the environment goes into a run's settings.
-
-    Attributes:
-        settings: Of the run's `training` section, where the environment decides them.
-        lines: One for each variable that is ignored.
-    """
+    """What of the environment goes into a run's settings."""
 
     settings: dict[str, Any]
     lines: list[str]
@@ -149,16 +136,6 @@ def settle_training(
     """Weigh the variables against the settings that they are about, and take the ignored ones out of the environment.
 
     A precision is honoured where the run leaves it to the device; so is a compilation that the launcher was asked for.
-
-    Args:
-        precision: `training.mixed_precision`.
-        compiled: `training.compile`.
-        accumulation: `training.gradient_accumulation_steps`.
-        device: Where the run computes.
-        environment: The variables.
-
-    Raises:
-        ValueError: If a variable asks for a precision or a compiler that this project has not.
     """
     settings = {**_precision(precision, device, environment), **_compilation(compiled, environment)}
     ignored = {name: "training.compile has no such choice" for name in COMPILING if not _usual(name, environment)}
@@ -273,11 +250,7 @@ def _check_device(environment: Mapping[str, str]) -> None:
 
 
 def _is_on(environment: Mapping[str, str], name: str) -> bool:
-    """Return whether a switch is on.
-
-    Raises:
-        ValueError: If its value is neither on nor off.
-    """
+    """Return whether a switch is on."""
     value = environment.get(name) or "false"
     try:
         return bool(str_to_bool(value))

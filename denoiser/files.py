@@ -1,7 +1,8 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes, locks and checksums of files and folders."""
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -18,25 +19,57 @@ except ImportError:  # on Windows
 
 logger = logging.getLogger(__name__)
 
-# What a file system says that has no locks.
+MANIFEST = "manifest.json"
+
+# Errors of file systems without locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the size and the SHA-256 of each file in a folder into its `manifest.json`."""
+    sums = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in _files(folder).items()}
+    (folder / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> None:
+    """Raise `ValueError` unless a folder has exactly the files of its manifest, unaltered."""
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"it has no {MANIFEST}")
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
+    except (AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} is no manifest ({error!r})") from error
+    files = _files(folder)
+    if names := sorted(files.keys() ^ sums.keys()):
+        raise ValueError(f"{names[0]} is {'not in the manifest' if names[0] in files else 'missing'}")
+    for name, file in files.items():
+        if (file.stat().st_size, sha256(file)) != sums[name]:
+            raise ValueError(f"{name} is not as it was written")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files in a folder, without the manifest, by name."""
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    files.pop(MANIFEST, None)
+    return files
+
+
 def sync_all(path: Path) -> None:
-    """Have a file, or a folder and all that is in it, written to the disk before going on."""
+    """Flush a file, or a folder and all that is in it, to the disk."""
     for inner in path.rglob("*"):
         sync(inner)
     sync(path)
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, written to the disk before going on."""
+    """Flush a file, or the names in a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
         return  # where folders cannot be opened
     descriptor = os.open(path, os.O_RDONLY)
@@ -47,7 +80,7 @@ def sync(path: Path) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise `OSError` if no file or folder can be made at `path`: better to learn it now than after an hour."""
+    """Raise `OSError` if no file or folder can be made at `path`."""
     folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
     try:
         tempfile.TemporaryFile(dir=folder).close()
@@ -56,12 +89,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def locked(path: Path) -> BinaryIO:
-    """Open a file, made if missing, and lock it until it is closed or the process ends, however it ends.
+    """Open a file and lock it until it is closed or the process ends.
 
-    Where there are no locks, as on Windows and on some network file systems, a warning says so.
-
-    Raises:
-        BlockingIOError: If another has locked it.
+    On Windows and on file systems without locks, it is opened with a warning.
     """
     file = path.open("ab")
     try:
@@ -78,20 +108,13 @@ def locked(path: Path) -> BinaryIO:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write a file or a folder to, and move it into place if all went well.
+    """Yield a temporary path for a file or folder, which replaces `path` at the end of the block.
 
-    What stood at `path` before is replaced once the new is on the disk; if the block raises, it stays and the
-    temporary is removed.
-
-    Args:
-        path: Where the file or folder shall be; its parent is made if missing.
-
-    Raises:
-        OSError: If the place cannot be written.
+    The new file is on the disk before it replaces the old one. If the block raises, the old one stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays, because savers choose the format by it.
+    # The suffix stays: savers choose the format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary

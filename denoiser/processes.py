@@ -1,4 +1,4 @@
-"""Several processes: whether they work together, and how they share work."""
+"""Processes of a run: start, shared work, FSDP, optional side effects."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 
 
 def share_out(items: Sequence[int], compute: Callable[[Sequence[int]], Result]) -> list[Result]:
-    """Let each process compute a contiguous part of the items, and return the parts' results, in order, on all.
+    """Compute contiguous parts of the items, one a process, and return all results, in order, on all.
 
-    Every process has to call it, with the same items. Where one of them fails, all do.
+    Every process has to call this with the same items. If one process fails, all do.
     """
     state, result, failure = PartialState(), None, None
     if state.num_processes == 1:
@@ -29,7 +29,7 @@ def share_out(items: Sequence[int], compute: Callable[[Sequence[int]], Result]) 
     with state.split_between_processes(list(items)) as part:
         try:
             result = compute(part)
-        except Exception as error:  # or the others would wait for this one
+        except Exception as error:  # the others wait for this process
             failure = f"{type(error).__name__}: {error}"
     gathered = gather_object([(result, failure)])
     if failures := [failure for _, failure in gathered if failure]:
@@ -39,7 +39,7 @@ def share_out(items: Sequence[int], compute: Callable[[Sequence[int]], Result]) 
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """Warn in one line where something beside the training fails, and go on."""
+    """Turn an error of something optional into a one-line warning."""
     try:
         yield
     except Exception as error:
@@ -48,22 +48,22 @@ def optional(what: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's text, or its kind where it has none, in one line."""
+    """Return an error's text, or its type without one, in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that FSDP has split among the processes, each of which has to call this."""
+    """Gather a tensor that FSDP has split; every process has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def split_as(split: Tensor, tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor, if FSDP has split another of its shape; every process has to call it."""
+    """Split a tensor as FSDP has split another one; every process has to call this."""
     return distribute_tensor(tensor, split.device_mesh, split.placements) if isinstance(split, DTensor) else tensor
 
 
 def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
-    """Raise `ValueError` if FSDP shall split the weights in a way that a run cannot be saved from, or safely read."""
+    """Raise `ValueError` for FSDP settings whose checkpoints cannot be saved or safely read."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
@@ -81,12 +81,9 @@ def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
 
 
 def start_process() -> PartialState:
-    """Settle the environment, find the processes that work together, and prepare the CPU.
+    """Check the environment, initialise the processes and prepare the CPU.
 
-    Each command calls it, or `start_accelerator`, before it computes.
-
-    Raises:
-        ValueError: If a variable of the environment cannot be, or a launcher's processes do not work together.
+    Each command calls this, or `start_accelerator`, before it computes.
     """
     lines = settle_processes()
     state = PartialState(cpu=must_use_cpu())
@@ -103,7 +100,7 @@ def start_process() -> PartialState:
 
 
 def tell(lines: Sequence[str]) -> None:
-    """Warn of what is ignored, once for all processes."""
+    """Log warnings on the main process."""
     if PartialState().is_main_process:
         for line in lines:
             logger.warning(line)

@@ -1,24 +1,23 @@
-"""Random draws as functions of where they are used, so that nothing depends on what was drawn before."""
+"""Random generators that are functions of their purpose, seed and position."""
 
 import numpy as np
 import torch
 
-from denoiser.checks import check_seed
-from denoiser.plain import plain_arguments
+from denoiser.checks import check_seed, plain_arguments
 
-# The first number of a key says what the draws are for, so that no two purposes share a stream.
+# The first number of a key is the purpose, so that no two purposes share a stream.
 DATA_ORDER, TRAINING_STEP, SAMPLING, CALIBRATION, JUDGE, EVALUATION, HELD_OUT, LIKELIHOOD, NETWORK, LOOKING = range(10)
 RESTORATION, DISTILLATION = range(10, 12)
 
 
 @plain_arguments
 def seeded_generator(purpose: int, seed: int, *position: int) -> torch.Generator:
-    """Return a CPU generator whose stream is a function of the purpose, the seed and the position alone.
+    """Return a CPU generator whose stream depends on the purpose, the seed and the position alone.
 
     Args:
-        purpose: One of the names above.
-        seed: The user's seed, 0 or more.
-        position: Where in the run, such as a step or an image's index.
+        purpose: One of the constants above.
+        seed: Seed of the user, 0 or more.
+        position: Place in the run, such as a step or an image index.
 
     Raises:
         ValueError: If the seed is negative.

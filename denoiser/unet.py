@@ -1,6 +1,7 @@
-"""`UNet`: the time- and class-conditional backbone. Saved pipelines record this module's name, so it stays here."""
+"""`UNet`, the time- and class-conditional backbone. Saved pipelines name this module: it stays here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin  # diffusers' loader looks both names up in this module
@@ -11,22 +12,23 @@ from torch import Tensor, nn
 from denoiser.blocks import (
     Block,
     Downsample,
+    LabelEmbedding,
     ResidualBlock,
     SelfAttention,
     Upsample,
+    batched_timestep,
     convolution,
     depth_to_space,
     group_norm,
+    sinusoidal_embedding,
     space_to_depth,
     zero_init,
 )
-from denoiser.checks import check_divisible, check_positive, pair
-from denoiser.embeddings import LabelEmbedding, batched_timestep, sinusoidal_embedding
-from denoiser.plain import plain_arguments
+from denoiser.checks import check_divisible, check_positive, drop_removed, pair, plain_arguments
 
 
 class EncoderLevel(nn.Module):
-    """The step that brings a map to this level's size, and the blocks that work on it."""
+    """A downsampling layer (the identity at the finest level), then residual blocks."""
 
     def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class EncoderLevel(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
-        """Push the map after each block onto `skips`, and return the last, `(batch, width, h, w)`."""
+        """Append each block's output to `skips` and return the last, `(batch, width, h, w)`."""
         x = self.downsample(x)
         for block in self.blocks:
             x = block(x, emb)
@@ -43,7 +45,7 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """The blocks that work at this level's size, and the step that brings their map to the next finer one."""
+    """Residual blocks, then an upsampling layer (the identity at the finest level)."""
 
     def __init__(self, blocks: Sequence[Block], upsample: nn.Module, concatenate_skips: bool) -> None:
         super().__init__()
@@ -52,7 +54,7 @@ class DecoderLevel(nn.Module):
         self.concatenate_skips = concatenate_skips
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
-        """Pop a map off `skips` for each block, and return `(batch, finer width, 2 h, 2 w)`."""
+        """Pop one map off `skips` for each block and return `(batch, finer width, 2 h, 2 w)`."""
         for block in self.blocks:
             skip = skips.pop()
             x = block(torch.cat([x, skip], dim=1) if self.concatenate_skips else x + skip, emb)
@@ -60,32 +62,33 @@ class DecoderLevel(nn.Module):
 
 
 class UNet(ModelMixin, ConfigMixin):
-    """A U-Net of residual blocks that predicts the noise in a noisy image (Ho et al. 2020; Ronneberger et al. 2015).
+    """Residual U-Net that predicts the noise in a noisy image (Ho et al. 2020).
 
-    It keeps the call contract of diffusers' `UNet2DModel`, so it works in every pipeline and trainer made for that.
-    It is fully convolutional: any height and width divisible by `patch_size * 2^(levels - 1)` will do.
+    It keeps the call contract of diffusers' `UNet2DModel`, so it works in every pipeline and trainer
+    made for that model. It is fully convolutional: any height and width divisible by
+    `patch_size * 2^(levels - 1)` is accepted.
 
     Args:
-        sample_size: Height and width, or one number for both, of the images that pipelines make.
-        in_channels: Image channels in.
-        out_channels: Image channels out.
+        sample_size: Height and width of the images that pipelines make, or one number for both.
+        in_channels: Number of input image channels.
+        out_channels: Number of output image channels.
         block_out_channels: Width of each level, finest first; each divisible by `norm_group_size`.
-        layers_per_block: Residual blocks a level, or of each level, on the way down and again on the way up.
-        middle_blocks: Residual blocks between the way down and the way up, at the coarsest level.
-        attention_levels: Levels with self-attention, 0 the finest; the middle has it if the coarsest level does.
+        layers_per_block: Residual blocks of each encoder level, and again of each decoder level: one
+            number, or one a level.
+        attention_levels: Levels with self-attention; 0 is the finest.
         attention_head_dim: Channels of an attention head; divides the width of each attention level.
-        norm_group_size: Channels in a normalisation group. Under 16 is legal, and slow on CPUs.
-        patch_size: Side of the square of pixels that the stem moves into the channels; 1 leaves the image as it is.
-        concatenate_skips: Whether the decoder's blocks take the encoder's maps beside their own, as Ronneberger et al.
-            do, or added to them, which costs a fifth less and learns as well (docs/study.md).
-        second_kernel_size: Side of the second convolution of a residual block, odd.
-        dropout: Share of a residual block's values zeroed in training, before its second convolution.
+        norm_group_size: Channels in a normalisation group. Values under 16 are slow on CPUs.
+        patch_size: Side of the pixel square that the stem moves into the channels; 1 for none.
+        concatenate_skips: Whether the decoder concatenates the encoder's maps to its own, as in
+            Ronneberger et al. (2015). By default it adds them, which costs a fifth less and learns as
+            well (docs/study.md).
+        dropout: Dropout probability before the second convolution of each residual block.
         num_class_embeds: Number of classes, or None for an unconditional network.
-        embedding_channels: Channels of the time and label embedding; four times the first width if None.
+        embedding_channels: Channels of the time and label embedding; by default four times the
+            first width.
 
     Raises:
-        ValueError: If a count is not positive, a share or a kernel is out of range, or a size is not divisible as said
-            above.
+        ValueError: If a count is not positive, or a size or width is not divisible as stated above.
     """
 
     _supports_gradient_checkpointing = True
@@ -101,13 +104,11 @@ class UNet(ModelMixin, ConfigMixin):
         out_channels: int = 1,
         block_out_channels: tuple[int, ...] = (32, 64, 96),
         layers_per_block: int | tuple[int, ...] = 1,
-        middle_blocks: int = 0,
         attention_levels: tuple[int, ...] = (),
         attention_head_dim: int = 32,
         norm_group_size: int = 16,
         patch_size: int = 1,
         concatenate_skips: bool = False,
-        second_kernel_size: int = 3,
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         embedding_channels: int | None = None,
@@ -125,8 +126,6 @@ class UNet(ModelMixin, ConfigMixin):
             embedding_channels=emb_channels,
         )
         depths = self._depths(layers_per_block, num_levels)
-        if not isinstance(middle_blocks, int) or middle_blocks < 0:
-            raise ValueError(f"middle_blocks is {middle_blocks}; it must be a whole number of at least 0")
         for width in widths:
             check_positive(block_out_channels=width)
             check_divisible("block_out_channels", width, norm_group_size, "norm_group_size")
@@ -144,7 +143,7 @@ class UNet(ModelMixin, ConfigMixin):
         def block(in_channels: int, level: int) -> Block:
             width, attends = widths[level], level in attention_levels
             return Block(
-                ResidualBlock(in_channels, width, emb_channels, norm_group_size, second_kernel_size, dropout),
+                ResidualBlock(in_channels, width, emb_channels, norm_group_size, dropout),
                 SelfAttention(width, attention_head_dim, norm_group_size) if attends else nn.Identity(),
             )
 
@@ -159,7 +158,6 @@ class UNet(ModelMixin, ConfigMixin):
         for level, width in enumerate(widths):
             down = Downsample(widths[level - 1], width) if level else nn.Identity()
             self.encoder.append(EncoderLevel(down, [block(width, level) for _ in range(depths[level])]))
-        self.middle = nn.ModuleList(block(widths[-1], num_levels - 1) for _ in range(middle_blocks))
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             up = Upsample(width, widths[level - 1]) if level else nn.Identity()
@@ -172,32 +170,33 @@ class UNet(ModelMixin, ConfigMixin):
             zero_init(convolution(widths[0], out_channels * patch_size**2)),
         )
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
+        """Split a saved config, as diffusers does, after the removed arguments are checked and left out."""
+        return super().extract_init_dict(drop_removed(config_dict), **kwargs)
+
     @property
     def null_label(self) -> int | None:
-        """The label that stands for "no class given", or None for an unconditional network."""
+        """Label for "no class given"; None for an unconditional network."""
         return self.label_embedding.null_label if self.label_embedding is not None else None
 
     def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        class_labels: Tensor | None = None,
-        return_dict: bool = True,
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predict the noise (or what else the scheduler's `prediction_type` says) in noisy images.
+        """Predict the noise in noisy images, or another target of the scheduler's `prediction_type`.
 
         Args:
             sample: Noisy images, `(batch, in_channels, height, width)`.
             timestep: Training timestep, 0 the cleanest: a scalar, or `(batch,)`.
-            class_labels: `(batch,)` class indices; `null_label`, or None for all, means no class.
-            return_dict: False for a plain tuple.
+            class_labels: `(batch,)` class indices; `null_label` is no class, None no class for all.
+            return_dict: Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            `UNet2DOutput` whose `sample` is the prediction, `(batch, out_channels, height, width)`.
+            `UNet2DOutput` with the prediction as `sample`, `(batch, out_channels, height, width)`.
 
         Raises:
-            ValueError: If the images' shape or the number of timesteps does not fit, or an unconditional network is
-                given labels.
+            ValueError: If the shape or the number of timesteps does not fit, or an unconditional
+                network is given labels.
         """
         if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
             raise ValueError(f"sample is {tuple(sample.shape)}; expected (batch, {self.config.in_channels}, h, w)")
@@ -208,8 +207,6 @@ class UNet(ModelMixin, ConfigMixin):
         skips: list[Tensor] = []
         for level in self.encoder:
             x = level(x, emb, skips)  # (b, widths[level], h / (patch 2^level), w / (patch 2^level))
-        for block in self.middle:
-            x = block(x, emb)  # the same
         for level in self.decoder:
             x = level(x, emb, skips)  # (b, widths[level - 1], twice the height, twice the width)
         prediction = depth_to_space(self.head(x), self.config.patch_size)  # (b, out_channels, h, w)

@@ -1,24 +1,16 @@
-"""Diffusers pipelines: noise in, images out.
+"""Diffusers pipelines: sampling, restoration, training and evaluation of denoisers.
 
-After the import diffusers knows `DenoisingPipeline`: `DiffusionPipeline.from_pretrained` loads what it has saved.
+The import registers `DenoisingPipeline` with diffusers, so `DiffusionPipeline.from_pretrained` loads it.
 """
 
 import diffusers
 
-from pipelines.denoising import DenoisingPipeline, load_pipeline
-from pipelines.guidance import Guidance
-from pipelines.images import (
-    image_grid,
-    named_grid,
-    quantised,
-    save_gif,
-    save_image,
-    save_images,
-    stages_picture,
-)
-from pipelines.looking import interpolated, noising_stages, slerp
-from pipelines.pretrained import PRETRAINED, find_pipeline, load_pretrained
-from pipelines.sampling import SamplingConfig, check_sampling, draw_samples
+from pipelines.denoising import DenoisingPipeline
+from pipelines.images import image_grid, named_grid, quantised, save_gif, save_image, save_images, stages_picture
+from pipelines.interpolation import interpolated, noising_stages, slerp
+from pipelines.predictor import Guidance
+from pipelines.pretrained import PRETRAINED, find_pipeline, load_pipeline, load_pretrained
+from pipelines.sampling import SamplingConfig, check_sampling, sample_images
 from pipelines.schedulers import SCHEDULERS, make_scheduler
 
 diffusers.DenoisingPipeline = DenoisingPipeline  # where its loader looks a pipeline's class up
@@ -30,7 +22,6 @@ __all__ = [
     "Guidance",
     "SamplingConfig",
     "check_sampling",
-    "draw_samples",
     "find_pipeline",
     "image_grid",
     "interpolated",
@@ -40,6 +31,7 @@ __all__ = [
     "named_grid",
     "noising_stages",
     "quantised",
+    "sample_images",
     "save_gif",
     "save_image",
     "save_images",

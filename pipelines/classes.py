@@ -1,4 +1,4 @@
-"""Which classes are asked for: by index, by name, or as mixtures of them."""
+"""Class labels: by index, by name, or as mixtures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,20 +12,19 @@ from torch import Tensor
 
 from denoiser.checks import did_you_mean
 
-Label = (
-    int | str | Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
-)  # an index, a name, or a mixture: classes and their weights
+# An index, a name, or a mixture: classes with their weights.
+Label = int | str | Mapping[int, float] | Mapping[str, float] | Mapping[int | str, float]
 OwnLabels = Label | Sequence[Label]
 Labels = OwnLabels | Tensor | np.ndarray
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a batch of images, each a mixture of as many as the largest has.
+    """Classes of a batch of images, as mixtures.
 
     Attributes:
-        indices: `(batch, most)` classes.
-        weights: `(batch, most)`, which sum to 1 for each image; smaller mixtures are filled up with weights of 0.
+        indices: Class indices, `(batch, most)`, `most` the size of the largest mixture.
+        weights: `(batch, most)`, of sum 1 for each image; smaller mixtures are padded with 0.
     """
 
     indices: Tensor
@@ -41,11 +40,11 @@ class Classes:
 
 
 class ClassReader:
-    """Reads what a user calls the classes of a network.
+    """Reader of the class labels of a network.
 
     Args:
-        num_classes: Of the network; None if it is unconditional.
-        names: Of the classes, by index; None if they have none.
+        num_classes: Number of classes; None for an unconditional network.
+        names: Name of each class, by index, or None.
     """
 
     def __init__(self, num_classes: int | None, names: Sequence[str] | None) -> None:
@@ -54,10 +53,10 @@ class ClassReader:
         self.indices = {name.lower(): index for index, name in enumerate(self.names)}
 
     def index(self, label: int | str) -> int:
-        """Return the index of a class given by index or by name, capitals aside.
+        """Return the index of a class given by index or by name, case-insensitively.
 
         Raises:
-            ValueError: If the network has no classes, or not this one.
+            ValueError: If the network does not have the class.
         """
         if self.num_classes is None:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
@@ -73,17 +72,17 @@ class ClassReader:
         return int(label)
 
     def name(self, label: Label) -> str:
-        """Return what to call a class or a mixture: by name, or by index where there is none."""
+        """Return the name of a class or a mixture, or its index without names."""
         if isinstance(label, Mapping):
             return " + ".join(self.name(part) for part in label)
         index = self.index(label)
         return self.names[index] if index < len(self.names) else str(index)
 
     def read(self, labels: OwnLabels, batch_size: int) -> Classes:
-        """Return the classes of a batch; one label stands for all images.
+        """Return the classes of a batch, from one label for all images or one for each.
 
         Raises:
-            ValueError: If a label is wrong, or their number.
+            ValueError: If a label or the number of labels is invalid.
         """
         if isinstance(labels, str) or not isinstance(labels, Sequence):
             labels = [labels] * batch_size
@@ -96,7 +95,7 @@ class ClassReader:
         return Classes(indices.long(), weights.float())
 
     def _mixture(self, label: Label) -> list[tuple[int, float]]:
-        """Return the classes of one image and their weights, which sum to 1."""
+        """Return the classes of one image and their weights, of sum 1."""
         if not isinstance(label, Mapping):
             return [(self.index(label), 1.0)]
         if not all(isinstance(weight, Real) for weight in label.values()):

@@ -1,4 +1,4 @@
-"""Pictures of many images: a grid, and a film of grids."""
+"""Images as pictures: grids, rows of stages, GIFs and PNG files."""
 
 import math
 import os
@@ -12,37 +12,33 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from denoiser.checks import check_positive
+from denoiser.checks import check_positive, plain_arguments
 from denoiser.files import atomic_path, check_writable
-from denoiser.plain import plain_arguments
-
-PICTURES = (".png", ".jpg", ".webp")  # suffixes that say what is written
 
 
 def in_unit_range(images: Tensor) -> Tensor:
-    """Return images in [-1, 1], as networks see them, in [0, 1], cut off outside of it."""
+    """Map images from [-1, 1] to [0, 1] and clip them."""
     return (images / 2 + 0.5).clamp(0, 1)
 
 
 def quantised(images: Tensor) -> Tensor:
-    """Return images in [0, 1] as the nearest of 256 grey levels, uint8."""
+    """Round images in [0, 1] to uint8."""
     return (images * 255).round().byte()
 
 
 def _greys_or_colours(images: Tensor) -> Tensor:
-    """Return images of one or three channels; other channels are laid side by side."""
+    """Return images of one or three channels; other channels are put side by side."""
     return images if images.shape[1] in (1, 3) else rearrange(images, "b c h w -> b 1 h (c w)")
 
 
 @plain_arguments
 def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Image.Image:
-    """Lay images out row by row, each pixel `scale` pixels wide.
-
-    Channels that are neither one of grey nor three of colour stand side by side, each as grey.
+    """Return a grid of images, row by row.
 
     Args:
-        images: `(count, channels, height, width)` in [0, 1].
-        columns: Images in a row; as many as rows if None.
+        images: `(count, channels, height, width)` in [0, 1]. Other channels than one or three stand side
+            by side in grey.
+        columns: Images in a row; by default the square root of their number.
         scale: Enlargement, without smoothing.
     """
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
@@ -53,12 +49,12 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
 
 @plain_arguments
 def named_grid(images: Tensor, names: Sequence[str], columns: int | None = None, scale: int = 4) -> Image.Image:
-    """Lay images out as `image_grid` does, with their names: at the left of rows of one name, else under each image.
+    """Return a grid with names: left of the rows if each row has one name, otherwise under each image.
 
     Args:
         images: `(count, channels, height, width)` in [0, 1].
-        names: One for each image.
-        columns: Images in a row; as many as rows if None.
+        names: A name for each image.
+        columns: Images in a row; by default the square root of their number.
         scale: Enlargement, without smoothing.
     """
     columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
@@ -87,7 +83,7 @@ def _with_row_names(grid: Image.Image, names: Sequence[str]) -> Image.Image:
 
 
 def _with_caption(cell: Image.Image, name: str) -> Image.Image:
-    """Write a name under an image, as large as fits."""
+    """Write a name under an image, in the largest font that fits."""
     size, gap = cell.height / 5, cell.width // 16
     size *= min(1, cell.width / ImageFont.load_default(size).getlength(name))
     picture = Image.new("RGB", (cell.width + gap, math.ceil(cell.height * 1.25) + gap), "white")
@@ -99,11 +95,11 @@ def _with_caption(cell: Image.Image, name: str) -> Image.Image:
 
 @plain_arguments
 def stages_picture(stages: Sequence[Tensor], columns: int = 10, scale: int = 4) -> Image.Image:
-    """Show how images change: a row for each image, its stages from left to right, evenly picked with the last.
+    """Return a picture of how images change: a row an image, stages from left to right.
 
     Args:
-        stages: The images at each stage, `(count, channels, height, width)` in [-1, 1], cut off outside of it.
-        columns: Stages shown, at most.
+        stages: The images at each stage, `(count, channels, height, width)` in [-1, 1], clipped.
+        columns: Largest number of stages shown, evenly picked, with the last.
         scale: Enlargement, without smoothing.
     """
     check_positive(stages=len(stages), columns=columns)
@@ -113,23 +109,10 @@ def stages_picture(stages: Sequence[Tensor], columns: int = 10, scale: int = 4) 
     return image_grid(in_unit_range(by_image), columns=shown, scale=scale)
 
 
-def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
-    """Raise `ValueError` or `OSError` if a picture with one of the suffixes cannot be written to `path`."""
-    if Path(path).suffix.lower() not in suffixes:
-        raise ValueError(f"{path} has no suffix among {', '.join(suffixes)}, which say what is written")
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the picture another name")
-    check_writable(path)
-
-
-def check_apart(pictures: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None) -> None:
-    """Raise `ValueError` if two pictures have one place, or one lies in the folder for the images."""
-    places = [Path(path).resolve() for path in pictures]
-    for index, (path, place) in enumerate(zip(pictures, places, strict=True)):
-        if place in places[:index]:
-            raise ValueError(f"{path} is named for two pictures; give each a name of its own")
-        if folder is not None and Path(folder).resolve() in (place, *place.parents):
-            raise ValueError(f"{path} is in {folder}, the new folder for the images; give the picture another place")
+def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Save a picture atomically, in the format of the path's suffix."""
+    with atomic_path(path) as temporary:
+        image.save(temporary)
 
 
 def check_new_folder(folder: str | os.PathLike[str]) -> None:
@@ -140,14 +123,8 @@ def check_new_folder(folder: str | os.PathLike[str]) -> None:
     check_writable(path)
 
 
-def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a picture, whole or not at all; its format follows from the path's suffix."""
-    with atomic_path(path) as temporary:
-        image.save(temporary)
-
-
 def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
-    """Write one PNG an image, 00000.png and on, to a new or empty folder; all of them or none.
+    """Save images as 00000.png and on in a new or empty folder; all of them or none.
 
     Raises:
         FileExistsError: If the folder has files already.
@@ -160,12 +137,12 @@ def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
 
 
 def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike[str], seconds: float = 3.0) -> None:
-    """Write frames as an endless GIF that takes `seconds` to the last frame and rests on it for one more."""
+    """Save an endless GIF of `seconds` up to the last frame, which stays for one more."""
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [1000]  # milliseconds
     with atomic_path(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def denoising_frames(steps: Sequence[Tensor], columns: int | None = None) -> list[Image.Image]:
-    """Turn the noisy images after each step, `(count, channels, height, width)` in [-1, 1], into one grid a step."""
+    """Return a grid for each step of noisy images, `(count, channels, height, width)` in [-1, 1]."""
     return [image_grid(in_unit_range(torch.as_tensor(step)), columns) for step in steps]

@@ -1,4 +1,4 @@
-"""Noise levels of diffusers' schedulers: how much of the clean image and how much noise a network sees."""
+"""Noise levels of diffusers' schedulers, and the clean image that a prediction implies."""
 
 import math
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def noise_level(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the factors of the clean image and of the standard normal noise in what a network sees at a timestep.
+    """Return the factors of the clean image and of the noise in a network's input at a timestep.
 
     Args:
-        scheduler: After its `set_timesteps`, and after `scale_model_input` if it scales.
+        scheduler: A scheduler after `set_timesteps`, and after `scale_model_input` if it scales.
         timestep: One of its timesteps, or `(batch,)` of them.
 
     Returns:
-        Two of `(1 or batch, 1, 1, 1)` in float32, on the device of the timestep.
+        Both `(1 or batch, 1, 1, 1)` in float32, on the device of the timestep.
 
     Raises:
-        ValueError: If the scheduler does not tell.
+        ValueError: If the scheduler does not tell its noise levels.
     """
     if is_preconditioned(scheduler):
         sigma = _current_sigma(scheduler, timestep)
@@ -33,26 +33,27 @@ def noise_level(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[Tensor, Te
 
 
 def prediction_type(scheduler: SchedulerMixin) -> str:
-    """Return what the scheduler takes the network to predict; a few have it in their class, not in their config."""
+    """Return the prediction type; a few schedulers have it in their class, not in their config."""
     own = "v_prediction" if isinstance(scheduler, IPNDMScheduler) else "flow_prediction"
     return scheduler.config.get("prediction_type") or own
 
 
 def has_training_timesteps(scheduler: SchedulerMixin) -> bool:
-    """Return whether the scheduler's timesteps are those of a DDPM, each with its entry in `alphas_cumprod`."""
+    """Return whether the timesteps are a DDPM's, with an entry in `alphas_cumprod` each."""
     continuous = scheduler.config.get("timestep_type") == "continuous"
     return hasattr(scheduler, "alphas_cumprod") and not continuous and not is_flow(scheduler)
 
 
 def is_preconditioned(scheduler: SchedulerMixin) -> bool:
-    """Return whether the scheduler takes the network to be wrapped as in Karras et al. (2022), eq. 7."""
+    """Return whether the scheduler preconditions the network as in Karras et al. (2022), eq. 7."""
     return hasattr(scheduler, "precondition_outputs")
 
 
 def is_flow(scheduler: SchedulerMixin) -> bool:
-    """Return whether the scheduler mixes image and noise linearly (Lipman et al. 2023); call it after `set_timesteps`.
+    """Return whether the scheduler, after `set_timesteps`, is of flow matching (Lipman et al. 2023).
 
-    Diffusers gives these schedulers no common base. A flow's timesteps are its shares of noise times their number.
+    Diffusers gives these schedulers no common base. Their timesteps are the fractions of noise times
+    the number of timesteps.
     """
     if hasattr(scheduler, "alphas_cumprod"):
         return bool(scheduler.config.get("use_flow_sigmas"))
@@ -63,7 +64,7 @@ def is_flow(scheduler: SchedulerMixin) -> bool:
 
 
 def _signal(scheduler: SchedulerMixin, timestep: Tensor) -> Tensor:
-    """Return the power of the image where the powers of image and noise sum to one, `(1 or batch, 1, 1, 1)`."""
+    """Return the power of the image, of 1 with that of the noise, `(1 or batch, 1, 1, 1)`."""
     if isinstance(scheduler, IPNDMScheduler):
         return torch.cos(_column(timestep) * math.pi / 2) ** 2
     if not hasattr(scheduler, "alphas_cumprod"):
@@ -77,7 +78,7 @@ def _signal(scheduler: SchedulerMixin, timestep: Tensor) -> Tensor:
 
 
 def _at_timesteps(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """Return the entries of `alphas_cumprod` at timesteps; between two of them, log SNR is interpolated."""
+    """Return `alphas_cumprod` at timesteps; log SNR is interpolated between two of them."""
     lower = timesteps.long()
     signal = alphas_cumprod[lower]
     if not timesteps.is_floating_point():
@@ -93,3 +94,53 @@ def _current_sigma(scheduler: SchedulerMixin, timestep: Tensor) -> Tensor:
 
 def _column(values: Tensor) -> Tensor:
     return rearrange(values.flatten().float(), "batch -> batch 1 1 1")
+
+
+def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal: Tensor) -> Tensor:
+    """Return the clean image that a prediction of noise, velocity or image implies, not clipped.
+
+    Args:
+        prediction_type: "epsilon", "v_prediction" or "sample".
+        noisy: Noisy images as in training, `(batch, channels, height, width)`.
+        prediction: Prediction for them, shaped alike.
+        signal: Power of the image in them, `alphas_cumprod`; broadcasts.
+    """
+    return _clean_image(prediction_type, noisy, prediction, signal.sqrt(), (1 - signal).sqrt())
+
+
+def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
+    """Return the clean image that a prediction at a scheduler's timestep implies, not clipped.
+
+    Args:
+        scheduler: A scheduler as `noise_level` takes it.
+        noisy: Input of the network, as the scheduler scales it, `(batch, channels, height, width)`.
+        prediction: Prediction for it, shaped alike.
+        timestep: A scalar, or `(batch,)`.
+
+    Raises:
+        ValueError: If the scheduler does not tell its noise levels.
+    """
+    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
+    if is_preconditioned(scheduler):
+        return scheduler.precondition_outputs(noisy / image, prediction, noise / image)
+    return _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)
+
+
+def predicted_noise(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
+    """Return the noise that a prediction at a training timestep, a scalar or `(batch,)`, implies."""
+    if scheduler.config.prediction_type == "epsilon":
+        return prediction
+    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
+    return (noisy - image * _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)) / noise
+
+
+def _clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, image: Tensor, noise: Tensor) -> Tensor:
+    match prediction_type:
+        case "epsilon":
+            return (noisy - noise * prediction) / image
+        case "v_prediction":
+            return image * noisy - noise * prediction
+        case "flow_prediction":  # the noise minus the image
+            return noisy - noise * prediction
+        case _:
+            return prediction

@@ -1,76 +1,83 @@
-"""What a network predicts for a batch of noisy images, classes and guidance included."""
+"""Batched network calls with class mixtures and classifier-free guidance."""
+
+import math
+from dataclasses import dataclass
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
-from denoiser.embeddings import batched_timestep
+from denoiser.blocks import batched_timestep
+from denoiser.checks import check_between, check_kinds
 from pipelines.classes import Classes
-from pipelines.guidance import Guidance
-from pipelines.noise_levels import is_preconditioned, noise_level, prediction_type
+from pipelines.noise_levels import noise_level
 
 
-def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal: Tensor) -> Tensor:
-    """Return the clean image that a prediction of noise, velocity or image means, not clipped to the range of the data.
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance settings.
 
-    Args:
-        prediction_type: epsilon, v_prediction or sample.
-        noisy: As the training saw them, `(batch, channels, height, width)`: image and noise, their powers sum to one.
-        prediction: What the network says of them, shaped alike.
-        signal: Power of the image in them, alphas_cumprod; it broadcasts.
-    """
-    return _clean_image(prediction_type, noisy, prediction, signal.sqrt(), (1 - signal).sqrt())
-
-
-def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
-    """Return the clean image that a prediction at a scheduler's timestep means, not clipped to the range of the data.
-
-    Args:
-        scheduler: Any that tells its noise levels, as `noise_level` wants it.
-        noisy: What the network saw, scaled as the scheduler scales it, `(batch, channels, height, width)`.
-        prediction: What it said, shaped alike.
-        timestep: A scalar, or `(batch,)`.
+    Attributes:
+        scale: 1 + w of Ho & Salimans (2022), eq. 6: 1 is the conditional prediction, without guidance.
+        rescale: Fraction, 0 to 1, by which the guided prediction takes on the standard deviation of the
+            conditional one, image by image, against too much contrast (Lin et al. 2024, eq. 15, 16).
+        interval: Lowest and highest noise level sigma = 1 / sqrt(SNR) with guidance; elsewhere the
+            network is called without it (Kynkäänniemi et al. 2024, eq. 5). None is everywhere.
 
     Raises:
-        ValueError: If the scheduler does not tell its noise levels.
+        ValueError: If a value is out of range.
     """
-    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
-    if is_preconditioned(scheduler):
-        return scheduler.precondition_outputs(noisy / image, prediction, noise / image)
-    return _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)
 
+    scale: float = 1.0
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
 
-def predicted_noise(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
-    """Return the noise that a prediction at a scheduler's training timestep means: a scalar, or `(batch,)`."""
-    if scheduler.config.prediction_type == "epsilon":
-        return prediction
-    image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
-    return (noisy - image * _clean_image(prediction_type(scheduler), noisy, prediction, image, noise)) / noise
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if not math.isfinite(self.scale):
+            raise ValueError(f"guidance_scale is {self.scale}; it must be a finite number")
+        check_between(0, 1, guidance_rescale=self.rescale)
+        if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
+            raise ValueError(f"guidance_interval is {self.interval}; give the lower noise level first, both 0 or more")
 
+    def check_effect(self) -> None:
+        """Raise `ValueError` if the other settings have no effect at this scale."""
+        if self.scale == 1 and (self.rescale or self.interval):
+            raise ValueError("guidance_rescale and guidance_interval do nothing without a guidance_scale other than 1")
 
-def _clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, image: Tensor, noise: Tensor) -> Tensor:
-    match prediction_type:
-        case "epsilon":
-            return (noisy - noise * prediction) / image
-        case "v_prediction":
-            return image * noisy - noise * prediction
-        case "flow_prediction":  # the noise minus the image
-            return noisy - noise * prediction
-        case _:
-            return prediction
+    def check_network(self, unet: ModelMixin, labelled: bool = True) -> None:
+        """Raise `ValueError` if the network cannot be guided, or the images are not `labelled`."""
+        told = f"guidance_scale is {self.scale}"
+        if self.scale == 1:
+            return
+        if not labelled:
+            raise ValueError(f"{told} without class labels; give labels, or leave it at 1")
+        if unet.config.get("num_class_embeds") is None:
+            raise ValueError(f"{told} and the network has no classes; leave it at 1")
+        if not hasattr(unet, "null_label"):
+            raise ValueError(f"{told}, and {type(unet).__name__} has no null label; leave it at 1")
+
+    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Return the guided prediction; all are `(batch, channels, height, width)`."""
+        guided = unconditional + self.scale * (conditional - unconditional)
+        if not self.rescale:
+            return guided
+        pixels = (1, 2, 3)
+        rescaled = guided * (conditional.std(pixels, keepdim=True) / guided.std(pixels, keepdim=True))
+        return self.rescale * rescaled + (1 - self.rescale) * guided
 
 
 class Predictor:
-    """Calls the network.
+    """A network with the classes and the guidance of a batch.
 
     Args:
         unet: Network with `UNet2DModel`'s call contract.
-        scheduler: Of the noise levels that it was trained with.
-        classes: Of the images of the batch; None for no class.
-        guidance: How much the classes count.
-        call_size: Images in a call of the network, the last one filled up with copies of the last image: kernels round
-            differently by batch size. None for all in one call.
+        scheduler: Scheduler that tells the noise levels.
+        classes: Classes of the batch; None for no class.
+        guidance: Guidance settings.
+        call_size: Images in a call of the network, the last call padded with its last image: kernels
+            round differently by batch size. None for one call of all images.
 
     Raises:
         ValueError: If guidance is asked for without classes, or of a network without a null label.
@@ -81,32 +88,27 @@ class Predictor:
         unet: ModelMixin,
         scheduler: SchedulerMixin,
         classes: Classes | None = None,
-        guidance: Guidance = Guidance(),  # noqa: B008 - it is frozen
+        guidance: Guidance = Guidance(),
         call_size: int | None = None,
     ) -> None:
         self.unet = unet
-        self.dtype = unet.dtype  # once, for diffusers goes through all the weights to find it
+        self.dtype = unet.dtype  # once: diffusers goes through all the weights to find it
         self.scheduler = scheduler
         self.classes = classes
         self.call_size = call_size
         self.guide(guidance)
 
     def guide(self, guidance: Guidance) -> None:
-        """Change how much the classes count, from the next call on."""
-        if guidance.scale != 1 and self.classes is None:
-            raise ValueError(f"guidance_scale is {guidance.scale} without class labels; give labels, or leave it at 1")
-        if guidance.scale != 1 and not hasattr(self.unet, "null_label"):
-            raise ValueError(
-                f"guidance_scale is {guidance.scale}, and {type(self.unet).__name__} has no null label; leave it at 1"
-            )
+        """Replace the guidance settings."""
+        guidance.check_network(self.unet, labelled=self.classes is not None)
         self.guidance = guidance
 
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """Return what the scheduler's prediction type says of noisy images, both `(batch, channels, height, width)`.
+        """Return the prediction for noisy images, both `(batch, channels, height, width)`.
 
         Args:
-            noisy: As the training saw them: image and noise with powers that sum to one.
-            timestep: Training timestep: a scalar, or `(batch,)`, of which an interval of guidance goes by the first.
+            noisy: Noisy images as in training, with powers of image and noise that sum to one.
+            timestep: Training timestep: a scalar, or `(batch,)`. A guidance interval looks at the first.
         """
         noisy, timesteps = noisy.to(self.dtype), batched_timestep(timestep, noisy)
         size = self.call_size or len(noisy)
@@ -117,7 +119,7 @@ class Predictor:
         return torch.cat(parts)[: len(noisy)].float()
 
     def _call(self, noisy: Tensor, timesteps: Tensor, classes: Classes | None) -> Tensor:
-        """Call the network once, with each image once for each class of a mixture and once more for guidance."""
+        """Call the network once, each image once for each class of its mixture and once for guidance."""
         if classes is None:
             return self.unet(noisy, timesteps).sample
         columns = [*classes.indices.unbind(dim=1)]
@@ -135,7 +137,7 @@ class Predictor:
         return self.guidance.combine(conditional, by_column[-1]) if guided else conditional
 
     def _guided(self, timestep: Tensor) -> bool:
-        """Return whether guidance acts at a timestep, of which only an interval asks the noise level."""
+        """Return whether guidance is on at a timestep; only an interval needs its noise level."""
         if self.guidance.scale == 1 or self.guidance.interval is None:
             return self.guidance.scale != 1
         image, noise = noise_level(self.scheduler, timestep)

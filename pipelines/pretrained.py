@@ -1,30 +1,34 @@
-"""The trained pipelines that ship with the package, each checked by its hashes before it is loaded (`make ship`)."""
+"""Loading of pipelines: the ones that ship with the package, checked by hash, and saved ones."""
 
 import os
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from denoiser.checks import did_you_mean
 from denoiser.files import sha256
-from pipelines.denoising import DenoisingPipeline, load_pipeline
-from pipelines.sampling import own_sampler
+from pipelines.denoising import DenoisingPipeline
+from pipelines.sampling import default_sampler
 from pipelines.schedulers import make_scheduler
 
-# Their folders hold what `DenoisingPipeline.save_pretrained` writes, a model card, and SHA256SUMS of these files.
+# Each folder has the files of `DenoisingPipeline.save_pretrained`, a model card, and their SHA256SUMS (`make ship`).
 PRETRAINED = ("teacher", "student")
 FOLDER = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
 LOADED = (".json", ".safetensors")
+# Errors of diffusers and safetensors for damaged files, and for files that need what is not installed.
+LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
-    """Load a pipeline for FashionMNIST at 16x16 that ships with the package, its progress bar off.
+    """Load a pipeline for FashionMNIST at 16x16 that ships with the package.
 
     Args:
-        name: "teacher", trained for an hour, for every scheduler; or "student", distilled from it
-            (`scripts/distill.py`) to draw in 1, 2 or 4 steps of the `lcm` scheduler.
+        name: "teacher", trained for an hour, for every sampler; or "student", distilled from it for 1,
+            2 or 4 steps of the `lcm` sampler.
 
     Returns:
-        The pipeline with the sampler that `scripts/sample.py` draws with.
+        The pipeline with its default sampler, progress bar off.
 
     Raises:
         ValueError: If there is no such pipeline, or a file is not what was shipped.
@@ -33,12 +37,12 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
     if name not in PRETRAINED:
         raise ValueError(f"there is no pretrained '{name}'{did_you_mean(name, PRETRAINED)}: {', '.join(PRETRAINED)}")
     pipeline = find_pipeline(name)
-    pipeline.scheduler = make_scheduler(own_sampler(pipeline.scheduler)["scheduler"], pipeline.scheduler.config)
+    pipeline.scheduler = make_scheduler(default_sampler(pipeline.scheduler)["scheduler"], pipeline.scheduler.config)
     return pipeline
 
 
 def find_pipeline(name_or_folder: str | os.PathLike[str]) -> DenoisingPipeline:
-    """Load a pretrained pipeline by its name, or a saved one from its folder, with the scheduler of its training.
+    """Load a pretrained pipeline by name, or a saved one by folder, with its noise schedule.
 
     Raises:
         ValueError: If a file is damaged, or not what was shipped.
@@ -51,7 +55,7 @@ def find_pipeline(name_or_folder: str | os.PathLike[str]) -> DenoisingPipeline:
 
 
 def check_sums(folder: Path) -> None:
-    """Raise an error unless a folder has the files that its SHA256SUMS lists, and no others that would be loaded."""
+    """Raise an error unless a folder has exactly the files of its SHA256SUMS, among those loaded."""
     if not (folder / SUMS).is_file():
         raise FileNotFoundError(f"{folder / SUMS} is missing; install the package again")
     lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -67,3 +71,22 @@ def check_sums(folder: Path) -> None:
             raise ValueError(
                 f"{path} is not the file that was shipped (its SHA-256 differs); install the package again"
             )
+
+
+def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:
+    """Load a saved pipeline from a folder, progress bar off.
+
+    Raises:
+        FileNotFoundError: If the folder is not a saved pipeline.
+        ValueError: If a part of it is missing or damaged.
+    """
+    if not (Path(folder) / DenoisingPipeline.config_name).is_file():
+        raise FileNotFoundError(f"{folder} is not a saved pipeline: it has no {DenoisingPipeline.config_name}")
+    try:
+        pipeline = DenoisingPipeline.from_pretrained(folder, use_safetensors=True)
+        pipeline.to("cpu")  # which fails if weights are missing
+    except LOAD_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,33 +1,41 @@
-"""Restoration with a denoiser: noise taken away, holes filled, images led back to the noise they would come from.
+"""Denoising, inpainting and inversion with a trained network.
 
-All images here are in [-1, 1], `(batch, channels, height, width)`.
+All images are in [-1, 1], `(batch, channels, height, width)`.
 """
 
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, RePaintScheduler, SchedulerMixin
+from diffusers import DDIMInverseScheduler, DDIMScheduler, RePaintScheduler, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
-from skimage.restoration import estimate_sigma
 from torch import Tensor
 
-from denoiser.checks import check_positive
-from denoiser.plain import plain_arguments
+from denoiser.checks import check_positive, plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import CALL_SIZE, DenoisingPipeline, image_generators
-from pipelines.predictor import Predictor, predicted_image, predicted_noise
-from pipelines.schedulers import build_scheduler, equal_stride
+from pipelines.noise_levels import predicted_image, predicted_noise
+from pipelines.predictor import Predictor
+from pipelines.schedulers import build_scheduler
+from pipelines.stepping import equal_stride
 
 
 def estimated_noise(noisy: Tensor) -> Tensor:
-    """Return the standard deviation of the noise in each image, `(batch,)`, from its finest wavelets' median.
+    """Estimate the standard deviation of the noise in each image, `(batch,)`.
 
-    Donoho & Johnstone (1994), section 4.2. Details of the image count as noise: it is a little too high at low noise.
+    From the median of the finest wavelets (Donoho & Johnstone 1994, section 4.2). Image details count
+    as noise: at low noise the estimate is a little high.
+
+    Raises:
+        ValueError: If the extra `[restore]` is not installed.
     """
+    try:
+        from skimage.restoration import estimate_sigma
+    except ImportError as error:
+        raise ValueError(f"the noise cannot be estimated ({error}); pip install 'denoiser[restore]'") from error
     images = rearrange(noisy, "b c h w -> b h w c").cpu().numpy()
     levels = [estimate_sigma(image, average_sigmas=True, channel_axis=-1) for image in images]
-    return torch.tensor(levels).nan_to_num(0.0)  # which images without any detail have
+    return torch.tensor(levels).nan_to_num(0.0)  # NaN is that of a constant image
 
 
 @plain_arguments
@@ -38,21 +46,21 @@ def denoised(
     sigma: float | Tensor | None = None,
     labels: Sequence[Label] | None = None,
 ) -> Tensor:
-    """Return the mean of the clean images that noisy ones may come from, by one call of the network.
+    """Denoise images with one network call.
 
-    That mean has the least squared error of all answers, and is smoother than any one of them. It follows from the
-    predicted noise by Tweedie's formula (Efron 2011).
+    The result is the posterior mean, by Tweedie's formula (Efron 2011): it has the least squared error
+    and is smoother than the clean images.
 
     Args:
-        pipeline: Its network; the timestep is the one of equal noise.
-        noisy: Images plus Gaussian noise.
-        sigma: Standard deviation of that noise, one or `(batch,)`; None to estimate it from the images.
-        labels: Their classes, if known.
+        pipeline: A pipeline; the timestep is the one of equal noise.
+        noisy: Images with Gaussian noise.
+        sigma: Standard deviation of the noise, one or `(batch,)`; None to estimate it.
+        labels: Classes of the images, if known.
 
     Raises:
-        ValueError: If sigma is not above 0, beyond the noise that the network was trained with, or not one an image.
+        ValueError: If sigma is not above 0, exceeds the noise of the training, or is not one an image.
     """
-    noise_schedule, device = _noise_schedule(pipeline), pipeline.unet.device
+    noise_schedule, device = pipeline.noise_schedule, pipeline.unet.device
     signal = noise_schedule.alphas_cumprod.double()
     of_training = ((1 - signal) / signal).sqrt()
     if sigma is None:
@@ -85,21 +93,22 @@ def inpainted(
     resamplings: int = 5,
     seed: int = 0,
 ) -> Tensor:
-    """Fill the unknown pixels, by denoising them beside the known ones, noised alike (Lugmayr et al. 2022, RePaint).
+    """Inpaint images with RePaint (Lugmayr et al. 2022).
 
     Args:
-        pipeline: Whose network.
-        images: What is unknown of them counts for nothing.
-        known: 1 where a pixel is known, 0 where it is to be filled; shaped as the images, or with sides of 1 for all
-            images or channels alike.
-        labels: The images' classes, if known.
-        steps: Steps of the denoising; they divide the number of training timesteps.
-        jump_length: Steps that are taken back and again, so that both parts come to agree.
-        resamplings: How often each step is taken but the noisiest `jump_length`; 1 is never again.
-        seed: Image i is filled by (seed, i).
+        pipeline: A pipeline.
+        images: Images; unknown pixels are ignored.
+        known: 1 for known pixels and 0 for those to fill; shaped as the images, or with axes of size 1
+            that broadcast.
+        labels: Classes of the images, if known.
+        steps: Denoising steps; they divide the number of training timesteps.
+        jump_length: Steps in a jump back.
+        resamplings: Number of times that each step is taken, except the noisiest `jump_length`; 1 for no
+            jumps.
+        seed: Image i depends on (seed, i).
 
     Raises:
-        ValueError: If the mask does not fit or leaves nothing, or a count is wrong.
+        ValueError: If the mask does not fit or has no known pixel, or a count is invalid.
     """
     if not isinstance(known, Tensor):
         raise ValueError(f"the mask is a {type(known).__name__}; give a tensor, {tuple(images.shape)}")
@@ -108,13 +117,13 @@ def inpainted(
     if not ((known == 0) | (known == 1)).all():
         raise ValueError("the mask has other values than 0 (to be filled) and 1 (known)")
     if not known.flatten(1).any(dim=1).all():
-        raise ValueError("the mask leaves no pixel that is known; to draw whole images is what scripts/sample.py does")
+        raise ValueError("the mask leaves no known pixel; scripts/sample.py generates whole images")
     check_positive(jump_length=jump_length, resamplings=resamplings)
-    noise_schedule, device = _noise_schedule(pipeline), pipeline.unet.device
+    noise_schedule, device = pipeline.noise_schedule, pipeline.unet.device
     stride = equal_stride(steps, pipeline.scheduler)
     scheduler = build_scheduler(RePaintScheduler, pipeline.scheduler.config, eta=1.0)  # DDPM's noise, as in the paper
     scheduler.set_timesteps(steps, jump_length, resamplings, device=device)
-    scheduler.timesteps += stride - 1  # to start from the noisiest, where pure noise belongs
+    scheduler.timesteps += stride - 1  # trailing: from the noisiest timestep
     predict = _predictor(pipeline, len(images), labels)
     generators = image_generators(seed, range(len(images)))
     images, known = images.to(device), known.to(device, images.dtype)
@@ -125,7 +134,7 @@ def inpainted(
         if timestep < last:
             noise = predicted_noise(noise_schedule, sample, predict(sample, timestep), timestep)
             sample = scheduler.step(noise, timestep, sample, images, known, generators).prev_sample
-        else:  # noise a step's worth again, which the scheduler's own `undo_step` does with other timesteps' noise
+        else:  # one step back; the scheduler's own `undo_step` uses the noise of other timesteps
             kept = signal[last + stride] / signal[last]
             noise = randn_tensor(tuple(sample.shape), generator=generators, device=device)
             sample = kept.sqrt() * sample + (1 - kept).sqrt() * noise
@@ -142,24 +151,24 @@ def inverted(
     steps: int = 20,
     iterations: int = 10,
 ) -> Tensor:
-    """Return the noisy images that DDIM leads to these images (Song et al. 2021, section 4.3).
+    """Return the noise from which DDIM generates these images (Song et al. 2021, section 4.3).
 
-    Each step of DDIM is undone by iterating to the point that it comes from (Pan et al. 2023), where plain inversion
-    takes the prediction at the point that it goes to. The noisiest step is left out: its signal is too weak to undo.
+    Each DDIM step is inverted by fixed-point iteration (Pan et al. 2023). The noisiest step is left
+    out: its signal is too weak to invert.
 
     Args:
-        pipeline: Whose network.
-        images: Where to end.
-        labels: Their classes, if known.
-        steps: Steps of DDIM, at least 2; they divide the number of training timesteps.
-        iterations: Calls of the network in a step; 1 is plain inversion.
+        pipeline: A pipeline.
+        images: Images to invert.
+        labels: Classes of the images, if known.
+        steps: DDIM steps, at least 2; they divide the number of training timesteps.
+        iterations: Network calls in a step; 1 is plain DDIM inversion.
 
     Returns:
-        What `reconstructed` starts from, shaped as the images; close to Gaussian noise.
+        Noise for `reconstructed`, shaped as the images; close to Gaussian.
     """
     check_positive(iterations=iterations)
-    predict, noise_schedule = _predictor(pipeline, len(images), labels), _noise_schedule(pipeline)
-    scheduler = _ddim(DDIMInverseScheduler, pipeline, steps)  # which takes another prediction to be at another level
+    predict, noise_schedule = _predictor(pipeline, len(images), labels), pipeline.noise_schedule
+    scheduler = _ddim(DDIMInverseScheduler, pipeline, steps)
     sample = images.to(pipeline.unet.device)
     for timestep in scheduler.timesteps[:-1]:
         noisier = sample
@@ -175,15 +184,15 @@ def inverted(
 def reconstructed(
     pipeline: DenoisingPipeline, noisy: Tensor, labels: Sequence[Label] | None = None, steps: int = 20
 ) -> Tensor:
-    """Return the images that DDIM leads to from what `inverted` gave; with other labels, other images of the same make.
+    """Return the images that DDIM generates from the result of `inverted`.
 
     Args:
-        pipeline: Whose network.
-        noisy: From `inverted`, with as many steps.
-        labels: Classes of the images.
-        steps: Steps of DDIM, at least 2; they divide the number of training timesteps.
+        pipeline: A pipeline.
+        noisy: Result of `inverted` with as many steps.
+        labels: Classes of the images; other classes than in `inverted` edit the images.
+        steps: DDIM steps, at least 2; they divide the number of training timesteps.
     """
-    predict, noise_schedule = _predictor(pipeline, len(noisy), labels), _noise_schedule(pipeline)
+    predict, noise_schedule = _predictor(pipeline, len(noisy), labels), pipeline.noise_schedule
     scheduler = _ddim(DDIMScheduler, pipeline, steps)
     for timestep in scheduler.timesteps[1:]:
         noise = predicted_noise(noise_schedule, noisy, predict(noisy, timestep), timestep)
@@ -191,13 +200,8 @@ def reconstructed(
     return noisy.clamp(-1, 1)
 
 
-def _noise_schedule(pipeline: DenoisingPipeline) -> DDPMScheduler:
-    """Return the noise schedule that the network was trained with, whatever the pipeline draws with."""
-    return build_scheduler(DDPMScheduler, pipeline.scheduler.config)
-
-
 def _ddim(scheduler_class: type[SchedulerMixin], pipeline: DenoisingPipeline, steps: int) -> SchedulerMixin:
-    equal_stride(steps, pipeline.scheduler)  # which DDIMInverseScheduler takes
+    equal_stride(steps, pipeline.scheduler)  # required by DDIMInverseScheduler
     if steps < 2:
         raise ValueError(f"steps is {steps}; give at least 2, the noisiest of which is left out")
     config = {**pipeline.scheduler.config, "prediction_type": "epsilon"}

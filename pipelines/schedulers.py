@@ -1,7 +1,7 @@
-"""Diffusers' samplers by name, each with the options that few steps want."""
+"""Samplers by name: diffusers' schedulers with options for few steps."""
 
 import inspect
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
-    PNDMScheduler,
     SchedulerMixin,
-    UnCLIPScheduler,
     UniPCMultistepScheduler,
 )
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -24,28 +22,35 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from denoiser.checks import did_you_mean
-from pipelines.clipping import REMEMBERED, clipping, of_the_training
-from pipelines.predictor import predicted_image, predicted_noise
+from pipelines.noise_levels import predicted_image, predicted_noise
+from pipelines.stepping import accepted_by_step, distilled_calls
 
 # Noise enough for data in [-1, 1] (Karras et al. 2022, table 1).
 _LARGEST_SIGMA = 80.0
 
-# What a network was trained with: all that a sampler takes over from the config of another scheduler.
-_TRAINED_WITH = (
+# The options of a noise schedule.
+_NOISE_SCHEDULE = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
     "prediction_type",
 )
 
-# What networks for a DDPM's loop predict, and settings of a scheduler's config that stand for another process.
+# Prediction types of a DDPM, and settings whose other values are of another process.
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _PLAIN = {"use_flow_sigmas": False, "timestep_type": "discrete", "snr_shift_scale": 1.0}
 
+# Options that samplers drop from their configs, and the name under which they keep the schedule's own.
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(DDPMScheduler).parameters.items()}
+_THRESHOLDING = ("dynamic_thresholding_ratio", "sample_max_value")
+_KEPT = ("variance_type", "clip_sample", "clip_sample_range", "thresholding", *_THRESHOLDING)
+_REMEMBERED = "_trained_with"  # diffusers saves and loads such names, and hands them to no constructor
+_CLIPPED = {"thresholding": True, "sample_max_value": 1.0}  # clips to the range of the data
+
 
 class _BoundedNoise(SchedulerMixin):
-    """For samplers that step in x / a, where x = a x_0 + s e, and do not clip.
+    """Bounds the noise of samplers that step in x / a, where x = a x_0 + s e, without clipping.
 
-    An error of the predicted noise counts sigma = s / a times. The cosine schedule ends at a sigma of 20,000, where the
-    least error drowns the image; here the timesteps beyond `_LARGEST_SIGMA` share that level.
+    They multiply an error of the predicted noise by sigma = s / a, which is 20,000 at the end of the
+    cosine schedule. Here the timesteps beyond `_LARGEST_SIGMA` share that level.
     """
 
     alphas_cumprod: Tensor
@@ -69,10 +74,10 @@ class BoundedHeunScheduler(_BoundedNoise, HeunDiscreteScheduler):
 
 
 class ExactDDIMScheduler(DDIMScheduler):
-    """Diffusers' DDIM, whose steps lead to the next timestep too where they are not equally long.
+    """Diffusers' DDIM with exact steps between unevenly spaced timesteps.
 
-    Diffusers' own are all as long as the shortest, so that each but the last stops at more noise than the next starts
-    from.
+    Diffusers' own steps are all as long as the shortest, and stop at more noise than the next step
+    starts from.
     """
 
     def step(
@@ -112,14 +117,7 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (BoundedEulerScheduler, {}),
     "euler-ancestral": (BoundedEulerAncestralScheduler, {}),
     "heun": (BoundedHeunScheduler, {}),
-    "lcm": (LCMScheduler, {}),  # consistency sampling, for what scripts/distill.py makes
-}
-
-# By name, for not every version of diffusers has them all, nor every installation the packages that some need.
-_STOCHASTIC = {
-    *("CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
-    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler"),
-    *("KDPM2AncestralDiscreteScheduler", "LTXEulerAncestralRFScheduler", "SASolverScheduler", "UnCLIPScheduler"),
+    "lcm": (LCMScheduler, {}),  # for the students of scripts/distill.py
 }
 
 
@@ -129,128 +127,61 @@ def check_scheduler_name(name: str) -> None:
         raise ValueError(f"unknown scheduler '{name}'{did_you_mean(name, SCHEDULERS)}; known: {', '.join(SCHEDULERS)}")
 
 
-def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
-    """Raise `ValueError` unless the scheduler can take this number of steps."""
-    fewest, most = _fewest(scheduler), distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
-    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
-        raise ValueError(f"num_inference_steps is {num_inference_steps!r}; it must be a whole number")
-    if not fewest <= num_inference_steps <= most:
-        raise ValueError(
-            f"{num_inference_steps} inference steps were asked for; the scheduler takes {fewest} to {most} "
-            f"({type(scheduler).__name__})"
-        )
-    if not _spaced(num_inference_steps, scheduler):
-        nearest = [
-            next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
-            for way in (range(num_inference_steps, 0, -1), range(num_inference_steps, most + 1))
-        ]
-        raise ValueError(
-            f"{num_inference_steps} inference steps were asked for, which diffusers rounds to one more, at timestep -1;"
-            f" take {' or '.join(filter(None, nearest))}"
-        )
+def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
+    """Return a sampler by name for a network trained with the noise schedule of `config`.
 
+    The sampler takes over the noise schedule, the clipping of the predicted image and, for ddpm, the
+    variance. Its timesteps are "trailing", from the noisiest (Lin et al. 2024, section 3.3).
 
-def _fewest(scheduler: SchedulerMixin) -> int:
-    """Return how many steps a scheduler needs at least, where diffusers' own errors do not say it."""
-    if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
-        return scheduler.pndm_order  # which begins with so many steps of Runge and Kutta's
-    return 2 if isinstance(scheduler, UnCLIPScheduler) else 1
-
-
-def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
-    """Return whether diffusers' trailing timesteps, `np.arange(count, 0, -count / steps)`, are as many as the steps."""
-    if scheduler.config.get("timestep_spacing") != "trailing" or isinstance(scheduler, LCMScheduler):
-        return True
-    count = scheduler.config.num_train_timesteps
-    return math.ceil(count / (count / num_inference_steps)) == num_inference_steps
-
-
-def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
-    """Return how many training timesteps a step takes, for schedulers that need all steps to be alike.
+    Args:
+        name: A key of `SCHEDULERS`.
+        config: Config of the noise schedule, or of another sampler for it.
 
     Raises:
-        ValueError: If the steps are too few or too many, or do not divide the training timesteps.
-    """
-    check_steps(num_inference_steps, scheduler)
-    count = scheduler.config.num_train_timesteps
-    if count % num_inference_steps:
-        fitting = [steps for steps in range(1, count + 1) if count % steps == 0]
-        nearest = min(fitting, key=lambda steps: abs(steps - num_inference_steps))
-        raise ValueError(
-            f"steps is {num_inference_steps}; it must divide the {count} training timesteps, as {nearest} does"
-        )
-    return count // num_inference_steps
-
-
-def distilled_calls(config: dict[str, Any]) -> int | None:
-    """Return in how many calls a network was distilled to draw whose scheduler has this config; None if it was not."""
-    calls = config.get("original_inference_steps")
-    return calls if calls and calls < config["num_train_timesteps"] else None
-
-
-def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
-    """Return those of the options that the scheduler's `step` knows."""
-    known = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in options.items() if name in known}
-
-
-def adds_noise(scheduler: SchedulerMixin) -> bool:
-    """Return whether the scheduler adds noise in each step, so that an image is not a function of its first noise."""
-    names = {each.__name__ for each in type(scheduler).__mro__}
-    return bool(names & _STOCHASTIC) or scheduler.config.get("algorithm_type", "").startswith("sde")
-
-
-def make_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
-    """Return the named sampler for a network trained with the scheduler that has this `config`.
-
-    It takes over the noise schedule, the clipping of the predicted image, and, for ddpm, the variance. Timesteps are
-    spaced "trailing": from the noisiest, where pure noise belongs (Lin et al. 2024, section 3.3).
-
-    Raises:
-        ValueError: If there is no sampler of that name, or it cannot work with the noise schedule or prediction type,
-            or with a distilled network.
+        ValueError: If the name is unknown, or the sampler cannot work with the noise schedule, the
+            prediction type or a distilled network.
     """
     check_scheduler_name(name)
     scheduler_class, options = SCHEDULERS[name]
-    config, remembered = of_the_training(config)
+    config, remembered = _as_trained(config)
     calls = distilled_calls(config)
-    if scheduler_class is LCMScheduler:  # which picks its timesteps among so many, from the noisiest
+    if scheduler_class is LCMScheduler:  # it picks its timesteps among so many
         options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
     elif calls:
-        raise ValueError(f"scheduler '{name}' cannot draw with a network distilled to draw in {calls} calls; use lcm")
+        raise ValueError(f"scheduler '{name}' cannot sample from a network distilled for {calls} calls; use lcm")
     if scheduler_class is DDPMScheduler:
         options = {**options, "variance_type": config.get("variance_type") or "fixed_small"}
     try:
-        options = {**clipping(scheduler_class, config), **options}
+        options = {**_clipping(scheduler_class, config), **options}
         scheduler = build_scheduler(scheduler_class, config, timestep_spacing="trailing", **options)
         _try_step(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
     if remembered:
-        scheduler.register_to_config(**{REMEMBERED: remembered})
+        scheduler.register_to_config(**{_REMEMBERED: remembered})
     return scheduler
 
 
-def build_scheduler(scheduler_class: type[SchedulerMixin], config: dict[str, Any], **options: Any) -> SchedulerMixin:
-    """Return a scheduler for a network trained with the one that has this `config`.
+def build_scheduler(scheduler_class: type[SchedulerMixin], config: Mapping[str, Any], **options: Any) -> SchedulerMixin:
+    """Return a scheduler of a class for the noise schedule of `config`, with further `options`.
 
     Raises:
-        ValueError: If it does not know this noise schedule, or the config has none that a DDPM could be trained with.
+        ValueError: If the class does not support the noise schedule, or `config` has no DDPM's.
     """
     _check_process(config)
     known = inspect.signature(scheduler_class).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         raise ValueError(f"{scheduler_class.__name__} knows no rescale_betas_zero_snr")
-    trained_with = {key: config[key] for key in _TRAINED_WITH if key in config}
+    noise_schedule = {key: config[key] for key in _NOISE_SCHEDULE if key in config}
     try:
-        _check_levels(DDPMScheduler(**trained_with).alphas_cumprod, config["num_train_timesteps"])
-        return scheduler_class(**{key: value for key, value in trained_with.items() if key in known}, **options)
+        _check_levels(DDPMScheduler(**noise_schedule).alphas_cumprod, config["num_train_timesteps"])
+        return scheduler_class(**{key: value for key, value in noise_schedule.items() if key in known}, **options)
     except NotImplementedError as error:
         raise ValueError(str(error)) from error
 
 
-def _check_process(config: dict[str, Any]) -> None:
-    """Raise `ValueError` if a scheduler's config is not one of a DDPM's noise levels."""
+def _check_process(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless a scheduler's config has a DDPM's noise levels."""
     name, prediction_type = config.get("_class_name", "the scheduler"), config.get("prediction_type", "epsilon")
     other = [key for key, plain in _PLAIN.items() if config.get(key, plain) not in (plain, None)]
     if "beta_schedule" not in config:
@@ -263,12 +194,12 @@ def _check_process(config: dict[str, Any]) -> None:
         return
     raise ValueError(
         f"{reason}, so that its noise levels are not a DDPM's; save the pipeline with the DDPMScheduler that its "
-        "network was trained with, or call the pipeline itself, which draws with the scheduler that it has"
+        "network was trained with, or call the pipeline itself, which samples with its own scheduler"
     )
 
 
 def _check_levels(alphas_cumprod: Tensor, count: int) -> None:
-    """Raise `ValueError` unless each of `count` training timesteps has more noise than the one before."""
+    """Raise `ValueError` unless the noise of the `count` timesteps rises."""
     if len(alphas_cumprod) != count:
         raise ValueError(f"num_train_timesteps is {count} and there are {len(alphas_cumprod)} betas; make them agree")
     before = torch.cat([torch.ones(1), alphas_cumprod[:-1]])
@@ -282,10 +213,51 @@ def _check_levels(alphas_cumprod: Tensor, count: int) -> None:
 
 
 def _try_step(scheduler: SchedulerMixin) -> None:
-    """Take one step, where diffusers' schedulers refuse a prediction type, or find no number for pure noise."""
+    """Take one step: it fails for an unsupported prediction type, or where pure noise gives no number."""
     scheduler.set_timesteps(1)
     timestep, sample = scheduler.timesteps[0], torch.ones(1, 1, 1, 1)
     prediction = torch.zeros_like(scheduler.scale_model_input(sample, timestep))
     options = accepted_by_step(scheduler, generator=torch.Generator())
     if not scheduler.step(prediction, timestep, sample, **options).prev_sample.isfinite().all():
         raise ValueError("its steps from the last timestep are not finite; leave some of the image there")
+
+
+def _as_trained(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config of the noise schedule behind a sampler's, and the options to remember in the next.
+
+    A sampler's own config lacks options of the noise schedule. Defaults need not be remembered.
+    """
+    config = dict(config)
+    if kept := dict(config.get(_REMEMBERED) or {}):
+        config.pop("use_karras_sigmas", None)  # by which `_clipping` knows a sampler's config
+        return {**config, **kept}, kept
+    if "use_karras_sigmas" not in config and "variance_type" in config:
+        kept = {name: config[name] for name in _KEPT if name in config}
+    return config, kept if any(value != _DEFAULTS[name] for name, value in kept.items()) else {}
+
+
+def _clipping(scheduler_class: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which a sampler clips the predicted image as the noise schedule does.
+
+    `clip_sample`, the default, clips to plus and minus `clip_sample_range`; `thresholding` clips to a
+    quantile of the image's values and divides by it (Saharia et al. 2022, section 2.3). Euler's and
+    Heun's samplers do not clip.
+
+    Raises:
+        ValueError: If the sampler cannot.
+    """
+    known, name = inspect.signature(scheduler_class).parameters, scheduler_class.__name__
+    clips, reach = config.get("clip_sample", True), config.get("clip_sample_range", 1.0)
+    if "use_karras_sigmas" in config:  # a sampler's config and no training's: Heun's has a clip_sample that is off
+        clips, reach = True, 1.0
+    if config.get("thresholding") and config.get("sample_max_value", 1.0) != 1:
+        if "thresholding" not in known:
+            raise ValueError(f"{name} knows no thresholding; use ddpm, ddim, dpmsolver++, unipc or deis")
+        return {"thresholding": True, **{option: config[option] for option in _THRESHOLDING if option in config}}
+    if config.get("thresholding"):  # to 1 at most, which is to clip there
+        clips, reach = True, 1.0
+    if "clip_sample" in known and not issubclass(scheduler_class, HeunDiscreteScheduler):
+        return {"clip_sample": clips, "clip_sample_range": reach}
+    if clips and reach != 1:
+        raise ValueError(f"{name} does not clip at clip_sample_range {reach:g}; use ddpm or ddim")
+    return _CLIPPED if clips and "thresholding" in known else {}

@@ -1,33 +1,118 @@
-"""The steps of any diffusers scheduler, and which schedulers have none that draw images."""
+"""Steps of diffusers' schedulers: the sampling loop's side of any scheduler class."""
 
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
+from diffusers import LCMScheduler, PNDMScheduler, SchedulerMixin, UnCLIPScheduler
 from torch import Tensor
 
 from denoiser.checks import check_between
 from pipelines.noise_levels import has_training_timesteps, noise_level, prediction_type
-from pipelines.schedulers import accepted_by_step, check_steps
 
 _GIVEN = {"self", "model_output", "timestep", "sample"}  # what every denoising loop hands to `step`
 
+# Stochastic samplers, by name: some are missing in older versions or need further packages.
+_STOCHASTIC = {
+    *("CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
+    *("DPMSolverSDEScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchLCMScheduler", "LCMScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "LTXEulerAncestralRFScheduler", "SASolverScheduler", "UnCLIPScheduler"),
+}
+
+
+def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
+    """Raise `ValueError` unless the scheduler can take this number of steps."""
+    fewest, most = _fewest(scheduler), distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+        raise ValueError(f"num_inference_steps is {num_inference_steps!r}; it must be a whole number")
+    if not fewest <= num_inference_steps <= most:
+        raise ValueError(
+            f"{num_inference_steps} inference steps were asked for; the scheduler takes {fewest} to {most} "
+            f"({type(scheduler).__name__})"
+        )
+    if not _spaced(num_inference_steps, scheduler):
+        nearest = [
+            next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
+            for way in (range(num_inference_steps, 0, -1), range(num_inference_steps, most + 1))
+        ]
+        raise ValueError(
+            f"{num_inference_steps} inference steps were asked for, which diffusers rounds to one more, at timestep -1;"
+            f" take {' or '.join(filter(None, nearest))}"
+        )
+
+
+def _fewest(scheduler: SchedulerMixin) -> int:
+    """Return the fewest steps of a scheduler, where diffusers' own errors do not tell."""
+    if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
+        return scheduler.pndm_order  # the Runge-Kutta steps at its start
+    return 2 if isinstance(scheduler, UnCLIPScheduler) else 1
+
+
+def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
+    """Return whether diffusers' `np.arange(count, 0, -count / steps)` has as many entries as steps."""
+    if scheduler.config.get("timestep_spacing") != "trailing" or isinstance(scheduler, LCMScheduler):
+        return True
+    count = scheduler.config.num_train_timesteps
+    return math.ceil(count / (count / num_inference_steps)) == num_inference_steps
+
+
+def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
+    """Return the training timesteps in a step, for schedulers that need equal steps.
+
+    Raises:
+        ValueError: If the steps are out of range or do not divide the training timesteps.
+    """
+    check_steps(num_inference_steps, scheduler)
+    count = scheduler.config.num_train_timesteps
+    if count % num_inference_steps:
+        fitting = [steps for steps in range(1, count + 1) if count % steps == 0]
+        nearest = min(fitting, key=lambda steps: abs(steps - num_inference_steps))
+        raise ValueError(
+            f"steps is {num_inference_steps}; it must divide the {count} training timesteps, as {nearest} does"
+        )
+    return count // num_inference_steps
+
+
+def distilled_calls(config: Mapping[str, Any]) -> int | None:
+    """Return the number of network calls that a student was distilled for; None for other networks."""
+    calls = config.get("original_inference_steps")
+    return calls if calls and calls < config["num_train_timesteps"] else None
+
+
+def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
+    """Return the options that the scheduler's `step` takes."""
+    known = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
+    """Raise `ValueError` if `eta` is out of range, or above 0 for a scheduler that takes none."""
+    if eta and "eta" not in accepted_by_step(scheduler, eta=eta):
+        raise ValueError(f"eta is {eta}, and {type(scheduler).__name__} takes none; use ddim, or leave it at 0")
+    check_between(0, 1, eta=eta)
+
+
+def adds_noise(scheduler: SchedulerMixin) -> bool:
+    """Return whether the scheduler adds noise in its steps."""
+    names = {each.__name__ for each in type(scheduler).__mro__}
+    return bool(names & _STOCHASTIC) or scheduler.config.get("algorithm_type", "").startswith("sde")
+
 
 class Stepper:
-    """Takes the steps of a diffusers scheduler, whatever its class.
+    """Takes the steps of a diffusers scheduler of any class.
 
     Args:
-        scheduler: Whose timesteps are set here.
-        num_inference_steps: As `DenoisingPipeline` takes it.
-        device: Of the images.
-        generator: Of the noise that the steps add, one or one for each image.
-        eta: How much of it DDIM adds.
+        scheduler: The scheduler, whose timesteps are set here.
+        num_inference_steps: Number of steps.
+        device: Device of the images.
+        generator: Generator of the noise that the steps add, one or one for each image.
+        eta: Amount of that noise, for DDIM.
 
     Attributes:
-        timesteps: To call the network at, from the noisiest; `from_image` leaves the first of them out.
+        timesteps: Timesteps of the network calls, noisiest first; `from_image` drops the first ones.
 
     Raises:
         ValueError: If the scheduler cannot take these steps, with its name and the reason.
@@ -55,11 +140,11 @@ class Stepper:
         self._finite = torch.zeros((), dtype=torch.long, device=device)  # steps, counted without waiting for the device
 
     def from_noise(self, noise: Tensor) -> Tensor:
-        """Return standard normal noise, `(batch, channels, height, width)`, as noisy as the first timestep is."""
+        """Scale standard normal noise, `(batch, channels, height, width)`, to the first timestep."""
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def from_image(self, image: Tensor, noise: Tensor, taken: int) -> Tensor:
-        """Return images with noise added for the last `taken` of the steps, and leave the others out.
+        """Add noise to images for the last `taken` steps, and drop the steps before.
 
         Raises:
             ValueError: If the scheduler cannot start there.
@@ -82,14 +167,14 @@ class Stepper:
             return scheduler.add_noise(image, noise, timesteps)
 
     def scaled(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Return noisy images as the network wants to see them."""
+        """Scale noisy images to the network's input."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return sample
         with self._named("scale the noisy images"):
             return self.scheduler.scale_model_input(sample, timestep)
 
     def step(self, prediction: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
-        """Return the images, less noisy by a step, that a prediction leads to from `sample`, all shaped alike."""
+        """Return the images after one step from `sample`, all shaped alike."""
         self._taken += 1
         if "prev_timestep" in self.options:  # UnCLIPScheduler's steps are of one timestep unless it is told
             self.options["prev_timestep"] = next(iter(self.timesteps[self._taken : self._taken + 1]), None)
@@ -99,17 +184,17 @@ class Stepper:
         return sample
 
     def check_finite(self, sample: Tensor) -> None:
-        """Raise `FloatingPointError`, with the first step at fault and what to try, if images are not finite."""
+        """Raise `FloatingPointError`, with the first step at fault, if images are not finite."""
         if sample.isfinite().all():
             return
         raise FloatingPointError(
             f"the images of {self.name} are not finite from step {int(self._finite) + 1} of {len(self.timesteps)} on; "
-            f"see that the network predicts {prediction_type(self.scheduler)} and that its weights are finite, draw in "
-            "float32, and use v_prediction where the noise schedule ends in pure noise (rescale_betas_zero_snr)"
+            f"see that the network predicts {prediction_type(self.scheduler)} and that its weights are finite, sample "
+            "in float32, and use v_prediction where the noise schedule ends in pure noise (rescale_betas_zero_snr)"
         )
 
     def _check_loop(self) -> None:
-        """Raise `ValueError` unless a plain loop over timesteps can draw with this class."""
+        """Raise `ValueError` unless a plain loop over timesteps can sample with this class."""
         parameters = inspect.signature(getattr(self.scheduler, "step", lambda: None)).parameters.values()
         needs = {parameter.name for parameter in parameters if parameter.default is parameter.empty} - _GIVEN
         if "num_train_timesteps" not in getattr(self.scheduler, "config", ()):  # stand-ins have no config at all
@@ -122,7 +207,7 @@ class Stepper:
             reason = f"its steps need {' and '.join(sorted(needs))} as well"
         else:
             return
-        raise ValueError(f"{self.name} cannot draw with this network: {reason}; choose another scheduler")
+        raise ValueError(f"{self.name} cannot sample with this network: {reason}; choose another scheduler")
 
     def _check_timesteps(self) -> None:
         first, last = float(self.timesteps[0]), float(self.timesteps[-1])
@@ -139,15 +224,12 @@ class Stepper:
             )
 
     def _step_options(self, generator: torch.Generator | list[torch.Generator] | None, eta: float) -> dict[str, Any]:
-        options = accepted_by_step(self.scheduler, generator=generator, eta=eta, prev_timestep=None)
-        if eta and "eta" not in options:
-            raise ValueError(f"eta is {eta}, and {self.name} takes none; use ddim, or leave it at 0")
-        check_between(0, 1, eta=eta)
-        return options
+        check_eta(eta, self.scheduler)
+        return accepted_by_step(self.scheduler, generator=generator, eta=eta, prev_timestep=None)
 
     @contextmanager
     def _named(self, doing: str) -> Iterator[None]:
-        """Turn what a scheduler raises, of whatever kind, into a `ValueError` that names it."""
+        """Turn any error of the scheduler into a `ValueError` that names it."""
         try:
             yield
         except (MemoryError, torch.OutOfMemoryError):
@@ -160,7 +242,7 @@ class Stepper:
 
 
 def _seeds(generator: torch.Generator | list[torch.Generator] | None) -> int | list[int] | None:
-    """Return a seed from each generator."""
+    """Return a seed of each generator."""
     if generator is None:
         return None
     if isinstance(generator, list):

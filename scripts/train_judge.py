@@ -1,4 +1,4 @@
-"""Train the classifier whose features judge samples, and write it into the package: python scripts/train_judge.py."""
+"""Train the judge, the classifier of the evaluation, into the package: python scripts/train_judge.py."""
 
 import sys
 

@@ -23,6 +23,12 @@ def pytest_configure():
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def another_process():
+    """Forget Accelerate's state, as a new process would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def randomised(model):
     """Give every parameter, the zero-initialised ones too, small random values, so that every layer counts."""
     generator = torch.Generator().manual_seed(0)
@@ -80,5 +86,4 @@ def noise():
 def fresh_accelerate_state():
     """Let every test make its own Accelerator: Accelerate keeps one state for the process."""
     yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    another_process()

@@ -1,4 +1,4 @@
-"""FashionMNIST (Xiao et al. 2017): where its files come from, and how they become one tensor."""
+"""FashionMNIST (Xiao et al. 2017): finding, checking and resizing its files."""
 
 import gzip
 import hashlib
@@ -12,17 +12,14 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import download_url
 
-from denoiser.checks import check_positive, pair
+from denoiser.checks import check_positive, pair, plain_arguments
 from denoiser.data.image_set import ImageSet
 from denoiser.files import atomic_path
-from denoiser.plain import plain_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +40,6 @@ SHA256 = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 PREFIX = {"train": "train", "test": "t10k"}
-COUNT = {"train": 60_000, "test": 10_000}
 IMAGE_HEADER, LABEL_HEADER = 16, 8  # bytes before the data in an idx file of three dimensions and of one
 
 
@@ -51,16 +47,16 @@ IMAGE_HEADER, LABEL_HEADER = 16, 8  # bytes before the data in an idx file of th
 def load_fashion_mnist(
     root: str | Path = "data", split: Literal["train", "test"] = "train", size: int | Sequence[int] = 16
 ) -> ImageSet:
-    """Load one split of FashionMNIST at the size asked for.
+    """Load one split of FashionMNIST at a given size.
 
-    The files are looked for in `root` (itself, or torchvision's `FashionMNIST/raw` in it), then in the folder of the
-    Debian package `dataset-fashion-mnist`, then downloaded from torchvision's mirrors into `root`. Each is checked by
-    hash. The resized images are cached in `root`.
+    The files are looked for in `root`, in torchvision's `FashionMNIST/raw` there, and in the folder of
+    the Debian package `dataset-fashion-mnist`. Otherwise torchvision's mirrors are asked. Each file is
+    checked by hash.
 
     Args:
-        root: Data folder; made if missing.
+        root: Data folder.
         split: "train" (60,000 images) or "test" (10,000).
-        size: Height and width, or one number for both. The images are 28x28; others are resized, antialiased.
+        size: Height and width, or one number for both. From 28x28, images are resized, antialiased.
 
     Returns:
         Images `(count, 1, height, width)` in uint8, with labels and class names.
@@ -73,24 +69,16 @@ def load_fashion_mnist(
         raise ValueError(f"split is '{split}'; it is one of {', '.join(PREFIX)}")
     height, width = pair(size)
     check_positive(height=height, width=width)
-    root = Path(root).expanduser()
-    cache = root / f"fashion_mnist_{split}_{height}x{width}.safetensors"
-    tensors = _read_cache(cache, (COUNT[split], 1, height, width))
-    if tensors is None:
-        tensors = _read_split(root, split)
-        # As torchvision's resize does where the processor has AVX2, and with the same pixels where it has not.
-        tensors["images"] = interpolate(tensors["images"], (height, width), mode="bilinear", antialias=True)
-        _write_cache(cache, tensors)
-    return ImageSet(tensors["images"], tensors["labels"], CLASS_NAMES)
+    images, labels = _read_split(Path(root).expanduser(), split)
+    # torchvision's resize with AVX2; torch gives the same pixels on every processor
+    return ImageSet(interpolate(images, (height, width), mode="bilinear", antialias=True), labels, CLASS_NAMES)
 
 
-def _read_split(root: Path, split: str) -> dict[str, Tensor]:
+def _read_split(root: Path, split: str) -> tuple[Tensor, Tensor]:
     images = _read_verified(root, f"{PREFIX[split]}-images-idx3-ubyte")[IMAGE_HEADER:]
     labels = _read_verified(root, f"{PREFIX[split]}-labels-idx1-ubyte")[LABEL_HEADER:]
-    return {
-        "images": rearrange(torch.frombuffer(images, dtype=torch.uint8), "(n h w) -> n 1 h w", h=28, w=28),
-        "labels": torch.frombuffer(labels, dtype=torch.uint8).long(),
-    }
+    pixels = rearrange(torch.frombuffer(images, dtype=torch.uint8), "(n h w) -> n 1 h w", h=28, w=28)
+    return pixels, torch.frombuffer(labels, dtype=torch.uint8).long()
 
 
 def _read_verified(root: Path, name: str) -> bytearray:
@@ -135,37 +123,3 @@ def _download(root: Path, name: str) -> Path:
         f"{name} (SHA-256 {SHA256[name]}) was not found: put FashionMNIST's four files into {root}, "
         "or install the Debian package dataset-fashion-mnist, or connect to the network for torchvision's download"
     )
-
-
-def _read_cache(path: Path, shape: tuple[int, ...]) -> dict[str, Tensor] | None:
-    """Return the cached tensors, or None if there are none or they are not as they were written."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("images", "labels")}
-            images, labels = tensors["images"], tensors["labels"]
-            fits = images.shape == shape and labels.shape == shape[:1]
-            fits = fits and (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-            if fits and (file.metadata() or {}).get("sha256") == _fingerprint(tensors):
-                return tensors
-    except SafetensorError as error:
-        logger.warning("%s cannot be read (%s); making it anew", path, error)
-        return None
-    logger.warning("%s was altered; making it anew", path)
-    return None
-
-
-def _write_cache(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"sha256": _fingerprint(tensors)})
-    except (OSError, SafetensorError) as error:
-        logger.warning("the resized images are not cached: %s", error)
-
-
-def _fingerprint(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy().data)
-    return digest.hexdigest()

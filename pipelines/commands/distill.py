@@ -1,4 +1,4 @@
-"""Distil a trained denoiser into one that draws in 1, 2 or 4 calls.
+"""Distil a trained denoiser into one that samples in 1, 2 or 4 network calls.
 
 accelerate launch scripts/distill.py --config configs/distill.yaml.
 """
@@ -9,7 +9,7 @@ from dataclasses import fields
 from denoiser.data import load_fashion_mnist
 from pipelines import find_pipeline
 from pipelines.commands.parser import Parser, command
-from pipelines.commands.train import train_and_tell, typed_command
+from pipelines.commands.train import train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
 from pipelines.training.distillation import DistillationRun, Distiller, student_of
 
@@ -24,19 +24,19 @@ def build_parser() -> Parser:
 
 @command
 def main() -> None:
-    """Distil, and say what was made and what to type next."""
+    """Distil, and print what was written and the next command."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
-    model, scheduler = student_of(teacher)
+    model, noise_schedule = student_of(teacher)
     size = model.config.sample_size
     with accelerator.main_process_first():
         images, held_out = (load_fashion_mnist(config.data.root, split, size) for split in ("train", "test"))
-    learner = Distiller(config.distillation, teacher, config.training, model, scheduler, accelerator, images)
-    trainer = Trainer(config, model, scheduler, accelerator, images, held_out, typed_command(), learner)
-    train_and_tell(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
+    learner = Distiller(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
+    trainer = Trainer(config, learner, held_out, typed_command())
+    train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Images that somebody else made, from PNG files or an `.npz` file."""
+"""Values of command-line options: seeds, labels, images and paths."""
 
+import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +11,25 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from denoiser.checks import check_seed
+from denoiser.files import check_writable
+from pipelines.classes import Label
 from pipelines.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
 
+PICTURES = (".png", ".jpg", ".webp")  # suffixes of a picture
+MOST_SEEDS = 1_000_000
 FEWEST_OF_A_CLASS = 100
 LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
 
 
 def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[Tensor, Tensor | None]:
-    """Read images and, if the file has them, the labels asked for.
+    """Load images and, if the file has them, labels.
 
     Args:
-        path: A PNG file, a folder of them, read in the order of their names, or an `.npz` file with "images" (or one
-            array of any name) and maybe "labels". The array is `(count, height, width)`, or with an axis of channels
-            second or last; uint8 from 0 to 255, or floating from 0 to 1.
-        shape: Channels, 1 or 3, height and width that the images must have.
+        path: A PNG file, a folder of them, in the order of their names, or an `.npz` file with "images"
+            (or a single array of any name) and optional "labels". Images are `(count, height, width)`,
+            or with channels second or last, uint8 from 0 to 255 or floating from 0 to 1.
+        shape: Required channels (1 or 3), height and width.
 
     Returns:
         uint8 `(count, channels, height, width)`, and int64 `(count,)` or None.
@@ -107,3 +114,61 @@ def _as_labels(array: np.ndarray, count: int, path: Path) -> Tensor:
         wanted = f"{FEWEST_OF_A_CLASS} of each of the {NUM_CLASSES}"
         raise ValueError(f"{path} has {fewest} images labelled as one class; give {wanted}, or leave the labels out")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse seeds such as `3,17,100-120`, the ends of a range included."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"seeds '{text}' cannot be read at '{part}'; write them such as 3,17,100-120")
+        lowest, highest = int(first), int(last or first)
+        if lowest > highest:
+            raise ValueError(f"seeds '{text}': the range '{part}' is empty; give the lower number first")
+        check_seed(highest)
+        if len(seeds) + highest - lowest >= MOST_SEEDS:
+            raise ValueError(f"seeds '{text}' names more than {MOST_SEEDS:,}; sample them in parts")
+        seeds += range(lowest, highest + 1)
+    return seeds
+
+
+def parse_labels(text: str) -> list[Label] | None:
+    """Parse classes such as `sneaker,8,sneaker:2+bag`, mixtures with weights; None for `all`."""
+    if text == "all":
+        return None
+    return [_parse_label(part.strip()) for part in text.split(",")]
+
+
+def _parse_label(text: str) -> Label:
+    if not {"+", ":"} & set(text):
+        return text
+    mixture: dict[int | str, float] = {}
+    for part in text.split("+"):
+        name, _, weight = part.partition(":")
+        try:
+            mixture[name.strip()] = mixture.get(name.strip(), 0) + float(weight or 1)
+        except ValueError:
+            raise ValueError(
+                f"label '{text}': the weight '{weight}' is no number; write it such as sneaker:2+bag:1"
+            ) from None
+    return mixture
+
+
+def check_picture_path(path: str | os.PathLike[str], *suffixes: str) -> None:
+    """Raise `ValueError` or `OSError` if no picture with one of the suffixes can be written to `path`."""
+    if Path(path).suffix.lower() not in suffixes:
+        raise ValueError(f"{path} has no suffix among {', '.join(suffixes)}, which say what is written")
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the picture another name")
+    check_writable(path)
+
+
+def check_apart(pictures: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] | None = None) -> None:
+    """Raise `ValueError` if two pictures have the same path, or one lies in the images' folder."""
+    places = [Path(path).resolve() for path in pictures]
+    for index, (path, place) in enumerate(zip(pictures, places, strict=True)):
+        if place in places[:index]:
+            raise ValueError(f"{path} is named for two pictures; give each a name of its own")
+        if folder is not None and Path(folder).resolve() in (place, *place.parents):
+            raise ValueError(f"{path} is in {folder}, the new folder for the images; give the picture another place")

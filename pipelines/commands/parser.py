@@ -1,13 +1,16 @@
-"""What all the commands share: a parser whose errors are one line, and an end without a traceback."""
+"""Command-line parser and entry point of the commands: errors are one line with exit status 2."""
 
+import inspect
 import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,9 +20,10 @@ from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from safetensors import SafetensorError
 
-from denoiser.checks import did_you_mean
+from denoiser.checks import did_you_mean, drop_removed
 
-# What jsonargparse says around and inside the one fact that matters.
+# jsonargparse reports an error as text of several lines only: neither its exceptions nor the argument of
+# `error` hold the key, the expected type or the value. So they are taken out of the text.
 _UNKNOWN_OPTION = re.compile(
     r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
@@ -30,24 +34,45 @@ _IMPORT_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _SECTION = re.compile(r"Unexpected config: (.+)", re.DOTALL)
 _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a ", "Parser key")
 
-SECRET = 8  # characters, at least
+Mode = Callable[..., Any]
+
+SECRET = 8  # characters of a secret, at least
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
+
+# Package data of the wheel, and the folder `configs` of a checkout.
+CONFIGS = next(parent / "configs" for parent in Path(__file__).parents if (parent / "configs").is_dir())
 
 _load_yaml = get_loader("yaml")
 
 
-def _load_without_aliases(text: str) -> Any:
-    """Read YAML, but no aliases: a few lines of them can stand for more than memory holds."""
+def _load(text: str) -> Any:
+    """Load YAML without aliases, a few lines of which can expand to more than memory holds."""
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise yaml.YAMLError("it has an alias (*); write out what that stands for")
-    return _load_yaml(text)
+    try:
+        return _without_removed(_load_yaml(text))
+    except ValueError as error:
+        raise yaml.YAMLError(str(error)) from error
 
 
-set_loader("yaml", _load_without_aliases, (yaml.YAMLError,))
+def _without_removed(content: Any) -> Any:
+    """Leave removed options at their defaults out of the config of an earlier run."""
+    if not isinstance(content, dict):
+        return content
+    return {name: _without_removed(value) for name, value in drop_removed(content).items()}
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config of the package by its name; other values are returned unchanged."""
+    path = CONFIGS / f"{name}.yaml"
+    return str(path) if name.isidentifier() and not Path(name).exists() and path.is_file() else name
+
+
+set_loader("yaml", _load, (yaml.YAMLError,))
 
 
 class Parser(ArgumentParser):
-    """A jsonargparse parser that says what is wrong in one line, and the nearest right option."""
+    """jsonargparse parser with errors of one line and suggestions for unknown options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -56,8 +81,24 @@ class Parser(ArgumentParser):
         """Print one line and exit with status 2."""
         fail(self._one_line(message))
 
+    def parse_args(self, args: Sequence[str], **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parse a command line; `--config` takes a path or the name of a config of the package."""
+        words = []
+        for before, word in pairwise(["", *args]):
+            option, separator, value = word.partition("=")
+            if before == "--config":
+                words.append(find_config(word))
+            else:
+                words.append(option + separator + (find_config(value) if option == "--config" else value))
+        return super().parse_args(words, **kwargs)
+
+    def parse_mode(self, modes: Sequence[Mode], args: Sequence[str]) -> tuple[Mode, Any]:
+        """Parse a command line of `subcommands`; returns the mode and its options."""
+        parsed = self.parse_args(args)
+        return next(mode for mode in modes if mode.__name__ == parsed.mode), parsed[parsed.mode]
+
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        """Parse a config file, which is UTF-8 whatever the locale."""
+        """Parse a config file, in UTF-8 whatever the locale."""
         try:
             content = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -65,7 +106,7 @@ class Parser(ArgumentParser):
         return self.parse_string(content, str(path), *args, **kwargs)
 
     def instantiate(self, *args: Any, **kwargs: Any) -> Any:
-        """Build what was parsed, as jsonargparse does, with errors of one line."""
+        """Instantiate the parsed classes, with errors of one line."""
         try:
             return super().instantiate(*args, **kwargs)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -95,21 +136,51 @@ class Parser(ArgumentParser):
             yield action.dest.rsplit(".", 1)[-1]
 
 
+def subcommands(
+    description: str | None, modes: Sequence[Mode], given: Collection[str], add_common: Callable[["Parser", Mode], None]
+) -> "Parser":
+    """Return the parser of a command with modes: functions, whose arguments are options unless `given`."""
+    parser = Parser(description=description)
+    commands = parser.add_subcommands(dest="mode")
+    for mode in modes:
+        help_ = str(mode.__doc__).split("\n")[0]
+        own = Parser(description=help_)
+        add_common(own, mode)
+        own.add_function_arguments(mode, skip=set(given))
+        commands.add_subcommand(mode.__name__, own, help=help_)
+    return parser
+
+
+def call_mode(mode: Mode, options: Any, **given: Any) -> Any:
+    """Call a mode with its options and with what is given."""
+    names = inspect.signature(mode).parameters
+    return mode(**{name: given[name] if name in given else options[name] for name in names})
+
+
+@contextmanager
+def needed(extra: str) -> Iterator[None]:
+    """Turn a failed import into one line that names the extra to install."""
+    try:
+        yield
+    except ImportError as error:
+        fail(f"{error}; pip install 'denoiser[{extra}]'")
+
+
 def add_sampling_arguments(parser: Parser, config_class: type[Any]) -> None:
-    """Add the options of a `SamplingConfig` to a parser; scheduler and steps may be left to the pipeline."""
+    """Add the options of a `SamplingConfig` to a parser, sampler and steps by default the pipeline's."""
     parser.add_class_arguments(config_class, skip={"scheduler", "steps"})
-    parser.add_argument("--scheduler", type=str | None, help="ddpm, ddim, … (default: what the pipeline is made for)")
-    parser.add_argument("--steps", type=int | None, help="steps of the scheduler (default: likewise)")
+    parser.add_argument("--scheduler", type=str | None, help="sampler: ddpm, ddim, … (default: the pipeline's)")
+    parser.add_argument("--steps", type=int | None, help="steps of the sampler (default: the pipeline's)")
 
 
-def sampling_config(config_class: type[Any], options: Any, own: dict[str, Any]) -> Any:
-    """Return what was given for `add_sampling_arguments`; `own` is the pipeline's own scheduler and steps."""
+def sampling_config(config_class: type[Any], options: Any, sampler: dict[str, Any]) -> Any:
+    """Return the settings of `add_sampling_arguments`, by default with the pipeline's `sampler`."""
     given = {field.name: options[field.name] for field in fields(config_class)}
-    return config_class(**{**own, **{name: value for name, value in given.items() if value is not None}})
+    return config_class(**{**sampler, **{name: value for name, value in given.items() if value is not None}})
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line to standard error, without the keys in the environment, and exit with status 2."""
+    """Print one line to standard error, without secrets of the environment, and exit with status 2."""
     for name, value in os.environ.items():
         if name.endswith(("_KEY", "_TOKEN", "_PASSWORD")) and len(value) >= SECRET:
             message = message.replace(value, f"${name}")
@@ -120,19 +191,19 @@ def fail(message: str) -> NoReturn:
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a command's `main`; what its user got wrong ends in one line and exit status 2, not in a traceback."""
+    """Decorate a command's `main`: a user's errors end it with one line and exit status 2."""
     return wraps(main)(partial(_run, main))
 
 
 def _run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # which letters that the locale lacks would end the command
+        if isinstance(stream, io.TextIOWrapper):  # letters that the locale lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    disable_progress_bar()  # diffusers' own, for loading parts that load in a blink
+    disable_progress_bar()  # diffusers' own, for loading
     try:
         main()
-    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:  # the last of a full disk, too
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:  # also of a full disk
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         fail(str(error))
     except (MemoryError, torch.OutOfMemoryError):

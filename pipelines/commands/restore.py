@@ -1,7 +1,7 @@
 """Restore or change images with a trained pipeline: python scripts/restore.py denoise --noise 0.5.
 
-Without --images it takes the first images of FashionMNIST's test split. Where it knows the undamaged images, it prints
-PSNR and SSIM beside those of scikit-image's classical ways.
+Without --images it takes the first images of FashionMNIST's test split. Where the original images are known, it prints
+PSNR and SSIM beside those of scikit-image's classical methods.
 """
 
 import sys
@@ -18,37 +18,144 @@ from denoiser.processes import start_process
 from denoiser.randomness import RESTORATION, seeded_generator
 from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_image, save_images, stages_picture
 from pipelines.classes import Label
-from pipelines.commands.inputs import load_images
-from pipelines.commands.parser import Parser, command
+from pipelines.commands.inputs import PICTURES, check_apart, check_picture_path, load_images, parse_labels
+from pipelines.commands.parser import Mode, Parser, call_mode, command, needed, subcommands
 from pipelines.evaluation.markdown import markdown_table
-from pipelines.evaluation.restoration import biharmonic, non_local_means, psnr, ssim
-from pipelines.images import PICTURES, check_apart, check_new_folder, check_picture_path, in_unit_range
+from pipelines.images import check_new_folder, in_unit_range
 from pipelines.restoration import denoised, inpainted, inverted, reconstructed
-from pipelines.sampling import image_labels, parse_labels
-from pipelines.schedulers import distilled_calls
+from pipelines.sampling import image_labels
+from pipelines.stepping import distilled_calls
 
-UNDAMAGED = "undamaged"
+with needed("restore"):
+    from pipelines.evaluation.restoration import biharmonic, non_local_means, psnr, ssim
+
+ORIGINAL = "original"
 Labels = list[Label] | None
-TASKS = {
-    "denoise": "take Gaussian noise away, in one call of the network",
-    "inpaint": "fill a hole (RePaint)",
-    "change": "noise images in part and draw them anew from there, maybe as another class (SDEdit)",
-    "invert": "lead images back to the noise that DDIM draws them from, and forth again, maybe as another class",
-}
+Stages = dict[str, Tensor]  # images by stage, in [-1, 1]
+
+
+def denoise(
+    pipeline: DenoisingPipeline,
+    images: Tensor,
+    labels: Labels,
+    sigma: float | None = None,
+    noise: float | None = None,
+    seed: int = 0,
+) -> Stages:
+    """Remove Gaussian noise, in one network call.
+
+    Args:
+        sigma: Its standard deviation, images in [-1, 1]; by default estimated.
+        noise: Standard deviation of noise to add first, to see what comes back.
+        seed: Seed of the added noise.
+    """
+    if noise is None:
+        return {"given": images, "restored": denoised(pipeline, images, sigma, labels)}
+    if not 0 < noise <= 1000:
+        raise ValueError(f"noise is {noise}; it must be above 0 and up to 1000")
+    noisy = images + noise * torch.randn(images.shape, generator=seeded_generator(RESTORATION, seed))
+    return {
+        ORIGINAL: images,
+        "damaged": noisy,
+        "non-local means": non_local_means(noisy, noise),
+        "restored": denoised(pipeline, noisy, sigma, labels),
+    }
+
+
+def inpaint(
+    pipeline: DenoisingPipeline,
+    images: Tensor,
+    labels: Labels,
+    mask: str | None = None,
+    hole: int | None = None,
+    steps: int = 50,
+    jump_length: int = 10,
+    resamplings: int = 5,
+    seed: int = 0,
+) -> Stages:
+    """Fill a hole (RePaint).
+
+    Args:
+        mask: PNG, white where the images are to be filled.
+        hole: Side of a square in the middle, instead of a mask.
+        steps: Denoising steps.
+        jump_length: Steps in a jump back.
+        resamplings: Number of times that each step is taken.
+        seed: Seed of the filled pixels.
+    """
+    known = read_mask(mask, hole, pipeline.image_shape)
+    restored = inpainted(pipeline, images, known, labels, steps, jump_length, resamplings, seed)
+    damaged, smooth = images * known, biharmonic(images, known)
+    return {ORIGINAL: images, "damaged": damaged, "biharmonic": smooth, "restored": restored}
+
+
+def change(
+    pipeline: DenoisingPipeline,
+    images: Tensor,
+    labels: Labels,
+    strength: float = 0.5,
+    steps: int = 20,
+    scheduler: str = "sde-dpmsolver++",
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+) -> Stages:
+    """Add noise and sample from there, also as another class (SDEdit).
+
+    Args:
+        strength: Fraction of the steps; 1 keeps nothing.
+        steps: Steps of the sampler.
+        scheduler: Sampler, as in sample.py.
+        guidance_scale: Scale of classifier-free guidance; 1 is none.
+        seed: Seed of the noise.
+    """
+    pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
+    (changed,) = pipeline(
+        len(images),
+        labels,
+        guidance_scale,
+        steps,
+        seed=seed,
+        image=images,
+        strength=strength,
+        output_type="pt",
+        return_dict=False,
+    )
+    return {"given": images, "changed": 2 * changed - 1}
+
+
+def invert(
+    pipeline: DenoisingPipeline,
+    images: Tensor,
+    labels: Labels,
+    steps: int = 20,
+    iterations: int = 10,
+    new_labels: str | None = None,
+) -> Stages:
+    """Invert images to DDIM's noise and back, also as another class.
+
+    Args:
+        steps: Steps of DDIM.
+        iterations: Network calls to invert a step.
+        new_labels: Classes to generate them as; by default their own.
+    """
+    noise = inverted(pipeline, images, labels, steps, iterations)
+    if new_labels is None:
+        return {ORIGINAL: images, "restored": reconstructed(pipeline, noise, labels, steps)}
+    classes = image_labels(pipeline, parse_labels(new_labels), len(images))
+    return {"given": images, "changed": reconstructed(pipeline, noise, classes, steps)}
+
+
+MODES = (denoise, inpaint, change, invert)
+GIVEN = ("pipeline", "images", "labels")
 
 
 def build_parser() -> Parser:
     """Return the parser of this command."""
-    parser = Parser(description=__doc__)
-    tasks = parser.add_subcommands(dest="task")
-    for task, what in TASKS.items():
-        tasks.add_subcommand(task, task_parser(task), help=what)
-    return parser
+    return subcommands(__doc__, MODES, GIVEN, common_options)
 
 
-def task_parser(task: str) -> Parser:
-    """Return the parser of a task's options."""
-    parser = Parser(description=TASKS[task])
+def common_options(parser: Parser, mode: Mode) -> None:
+    """Add the options of all modes."""
     parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or 'teacher'")
     parser.add_argument("--images", type=str | None, help="PNG file, folder of them or .npz file (default: test split)")
     parser.add_argument("--num_images", type=int, default=8, help="images of the test split")
@@ -56,90 +163,10 @@ def task_parser(task: str) -> Parser:
     parser.add_argument("--labels", type=str | None, help="classes of the images, if known: sneaker,8,coat:2+bag:1")
     parser.add_argument("--output", type=str, default="restored.png", help="PNG: a row an image, from damage to result")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG a result")
-    match task:
-        case "denoise":
-            parser.add_argument(
-                "--sigma", type=float | None, help="its standard deviation, images in [-1, 1] (default: estimated)"
-            )
-            parser.add_argument("--noise", type=float | None, help="noise to add first, to see what comes back")
-            parser.add_argument("--seed", type=int, default=0, help="of the noise to add")
-        case "inpaint":
-            parser.add_argument("--mask", type=str | None, help="PNG, white where the images are to be filled")
-            parser.add_argument("--hole", type=int | None, help="side of a square in the middle, in its place")
-            parser.add_argument("--steps", type=int, default=50, help="steps of the denoising")
-            parser.add_argument("--jump_length", type=int, default=10, help="steps that are taken back and again")
-            parser.add_argument("--resamplings", type=int, default=5, help="how often each of them is taken")
-            parser.add_argument("--seed", type=int, default=0, help="of what is filled in")
-        case "change":
-            parser.add_argument("--strength", type=float, default=0.5, help="share of the steps; 1 keeps nothing")
-            parser.add_argument("--steps", type=int, default=20, help="steps of the scheduler")
-            parser.add_argument("--scheduler", type=str, default="sde-dpmsolver++", help="as in sample.py")
-            parser.add_argument("--guidance_scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
-            parser.add_argument("--seed", type=int, default=0, help="of the noise")
-        case "invert":
-            parser.add_argument("--steps", type=int, default=20, help="steps of DDIM")
-            parser.add_argument("--iterations", type=int, default=10, help="calls of the network to undo a step")
-            parser.add_argument("--new_labels", type=str | None, help="classes to draw them as (default: their own)")
-    return parser
-
-
-def denoise(pipeline: DenoisingPipeline, images: Tensor, labels: Labels, options: Any) -> dict[str, Tensor]:
-    """Take noise away, which is added first if asked for."""
-    if options.noise is None:
-        return {"given": images, "restored": denoised(pipeline, images, options.sigma, labels)}
-    if not 0 < options.noise <= 1000:
-        raise ValueError(f"noise is {options.noise}; it must be above 0 and up to 1000")
-    noise = torch.randn(images.shape, generator=seeded_generator(RESTORATION, options.seed))
-    noisy = images + options.noise * noise
-    return {
-        UNDAMAGED: images,
-        "damaged": noisy,
-        "non-local means": non_local_means(noisy, options.noise),
-        "restored": denoised(pipeline, noisy, options.sigma, labels),
-    }
-
-
-def inpaint(pipeline: DenoisingPipeline, images: Tensor, labels: Labels, options: Any) -> dict[str, Tensor]:
-    """Fill a hole."""
-    known = read_mask(options.mask, options.hole, pipeline.image_shape)
-    counts = (options.steps, options.jump_length, options.resamplings)
-    restored = inpainted(pipeline, images, known, labels, *counts, options.seed)
-    stages = {"damaged": images * known, "biharmonic": biharmonic(images, known), "restored": restored}
-    # of images that a user gives, nobody knows what was in the hole
-    return {UNDAMAGED: images, **stages} if options.images is None else stages
-
-
-def change(pipeline: DenoisingPipeline, images: Tensor, labels: Labels, options: Any) -> dict[str, Tensor]:
-    """Noise images in part and draw them anew from there."""
-    pipeline.scheduler = make_scheduler(options.scheduler, pipeline.scheduler.config)
-    (changed,) = pipeline(
-        batch_size=len(images),
-        class_labels=labels,
-        guidance_scale=options.guidance_scale,
-        num_inference_steps=options.steps,
-        seed=options.seed,
-        image=images,
-        strength=options.strength,
-        output_type="pt",
-        return_dict=False,
-    )
-    return {"given": images, "changed": 2 * changed - 1}
-
-
-def invert(pipeline: DenoisingPipeline, images: Tensor, labels: Labels, options: Any) -> dict[str, Tensor]:
-    """Lead images back to noise, and forth again."""
-    noise = inverted(pipeline, images, labels, options.steps, options.iterations)
-    if options.new_labels is None:
-        return {UNDAMAGED: images, "restored": reconstructed(pipeline, noise, labels, options.steps)}
-    new_labels = image_labels(pipeline, parse_labels(options.new_labels), len(images))
-    return {"given": images, "changed": reconstructed(pipeline, noise, new_labels, options.steps)}
-
-
-RESTORE = {"denoise": denoise, "inpaint": inpaint, "change": change, "invert": invert}
 
 
 def read_mask(path: str | None, hole: int | None, shape: tuple[int, int, int]) -> Tensor:
-    """Return 1 where a pixel is known and 0 where it is to be filled, `(1, 1, height, width)`."""
+    """Return 1 for known pixels and 0 for those to fill, `(1, 1, height, width)`."""
     _, height, width = shape
     if (path is None) == (hole is None):
         raise ValueError("give either mask, a PNG that is white where images are to be filled, or hole, its side")
@@ -164,29 +191,27 @@ def read_images(options: Any, shape: tuple[int, int, int]) -> Tensor:
         check_positive(num_images=options.num_images)
         if shape[0] != 1:
             raise ValueError(
-                f"the pipeline draws images of {shape[0]} channels, FashionMNIST's are grey; give --images"
+                f"the pipeline makes images of {shape[0]} channels, FashionMNIST's are grey; give --images"
             )
         images = load_fashion_mnist(options.data_root, "test", shape[1:]).images[: options.num_images]
     return images.float() / 127.5 - 1
 
 
-def figures(stages: dict[str, Tensor]) -> str:
-    """Return a table of how near each stage is to the undamaged images."""
-    truth = stages[UNDAMAGED]
+def metrics_table(stages: Stages) -> str:
+    """Return a table of PSNR and SSIM of each stage."""
+    original = stages[ORIGINAL]
     rows = [
-        [name, f"{psnr(truth, images):.1f}", f"{ssim(truth, images):.3f}"]
+        [name, f"{psnr(original, images):.1f}", f"{ssim(original, images):.3f}"]
         for name, images in stages.items()
-        if name != UNDAMAGED
+        if name != ORIGINAL
     ]
-    return markdown_table([f"mean of {len(truth)} images", "PSNR (dB)", "SSIM"], rows)
+    return markdown_table([f"mean of {len(original)} images", "PSNR (dB)", "SSIM"], rows)
 
 
 @command
 def main() -> None:
-    """Restore images, and write and print what came of them."""
-    parser = build_parser()
-    parsed = parser.parse_args(sys.argv[1:])
-    options = parsed[parsed.task]
+    """Restore images, and print and save the result."""
+    mode, options = build_parser().parse_mode(MODES, sys.argv[1:])
     check_picture_path(options.output, *PICTURES)
     check_apart([options.output], options.images_dir)
     if options.images_dir:
@@ -204,9 +229,12 @@ def main() -> None:
     images = read_images(options, pipeline.image_shape)
     labels = None if options.labels is None else image_labels(pipeline, labels, len(images))
 
-    stages = {name: images.cpu() for name, images in RESTORE[parsed.task](pipeline, images, labels, options).items()}
-    if UNDAMAGED in stages:
-        print(figures(stages))
+    stages = call_mode(mode, options, pipeline=pipeline, images=images, labels=labels)
+    if mode is inpaint and options.images:
+        del stages[ORIGINAL]  # the user's images may have had the hole before
+    stages = {name: images.cpu() for name, images in stages.items()}
+    if ORIGINAL in stages:
+        print(metrics_table(stages))
     save_image(stages_picture([*stages.values()]), options.output)
     print(f"picture: {options.output} ({', '.join(stages)}, from left to right)")
     if options.images_dir:

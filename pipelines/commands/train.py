@@ -12,17 +12,13 @@ from diffusers import DDPMScheduler, ModelMixin
 from denoiser.checks import check_seed
 from denoiser.data import load_fashion_mnist
 from pipelines.commands.parser import Parser, command
-from pipelines.training import RunConfig, Trainer, start_accelerator
+from pipelines.training import Learner, RunConfig, Trainer, start_accelerator
 
 
 def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
-    """Read the config file and the command line, and build what they describe.
+    """Parse a training's command line and config file, and build what they describe.
 
-    What is wrong ends the program with one line and exit status 2.
-
-    Args:
-        arguments: Such as `["--config", "configs/fashion_mnist.yaml", "--training.seed", "1"]`.
-        description: What `--help` says first.
+    Errors end the program with one line and exit status 2.
     """
     parser = Parser(description=description)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
@@ -34,14 +30,14 @@ def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple
     if empty := [name for name in sections if namespace[name] is None]:
         raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
     check_seed(namespace.training.seed)
-    torch.manual_seed(namespace.training.seed)  # PyTorch draws initial weights from the global generator only
+    torch.manual_seed(namespace.training.seed)  # initial weights come from the global generator
     built = parser.instantiate(namespace)
     config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
     return config, built.model, built.scheduler
 
 
-def train_and_tell(trainer: Trainer, what: str) -> None:
-    """Train to the end; say what is trained, what was made and what to type next."""
+def train_and_report(trainer: Trainer, what: str) -> None:
+    """Train to the end; print what is trained, what was written and the next command."""
     accelerator, folder = trainer.accelerator, trainer.folder
     if trainer.finished:
         accelerator.print(f"the run in {folder.path} is finished: {folder.pipeline}")
@@ -52,31 +48,39 @@ def train_and_tell(trainer: Trainer, what: str) -> None:
     )
     sync_command = trainer.train()
     accelerator.print(f"\nrun folder:   {folder.path}\npipeline:     {folder.pipeline}")
-    if folder.grid(trainer.step).exists():  # it could not be drawn otherwise, which a warning has said
+    if folder.grid(trainer.step).exists():  # a warning has told why not
         accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
     if sync_command:
         accelerator.print(f"logged offline; to upload: {sync_command}")
-    script = Path(sys.argv[0]).resolve().with_name("sample.py")
-    accelerator.print(
-        f"next: {shlex.join([sys.executable, str(script), '--pipeline', str(folder.pipeline.resolve())])}"
-    )
+    accelerator.print(f"next: {shlex.join([*_sample_command(), '--pipeline', str(folder.pipeline.resolve())])}")
+
+
+def _sample_command() -> list[str]:
+    """Return the command that samples, called as this program was: script, module or installed command."""
+    program = Path(sys.argv[0]).resolve()
+    if program.name.startswith("denoiser-"):
+        return [str(program.with_name("denoiser-sample"))]
+    if program.parent == Path(__file__).parent:
+        return [sys.executable, "-m", "pipelines.commands.sample"]
+    return [sys.executable, str(program.with_name("sample.py"))]
 
 
 def typed_command() -> str:
-    """Return what makes this run again, from the project's folder: the script and the options that were typed."""
+    """Return the command line of this run, from the project's folder, for its model card."""
     return shlex.join(["accelerate", "launch", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 @command
 def main() -> None:
-    """Train, and say what was made and what to type next."""
-    config, model, scheduler = parse_run(sys.argv[1:], __doc__)
+    """Train, and print what was written and the next command."""
+    config, model, noise_schedule = parse_run(sys.argv[1:], __doc__)
     accelerator = start_accelerator(config)
-    with accelerator.main_process_first():  # which downloads or resizes, where need be; the others find it done
+    with accelerator.main_process_first():  # which downloads or resizes; the others find it done
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
         held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)
     what = f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images"
-    train_and_tell(Trainer(config, model, scheduler, accelerator, images, held_out, typed_command()), what)
+    learner = Learner(config.training, model, noise_schedule, accelerator, images)
+    train_and_report(Trainer(config, learner, held_out, typed_command()), what)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What judges a set of samples: feature spaces, and distances between the features of two sets."""
+"""Evaluation of samples: feature spaces, distances, likelihood, the report."""

@@ -1,6 +1,7 @@
-"""Samples against both splits of the data in one feature space, with a floor and a ceiling beside every figure."""
+"""Samples against both splits of the data in a feature space, with a floor and a ceiling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,18 +9,55 @@ from torch import Tensor
 
 from denoiser.data import ImageSet
 from denoiser.randomness import EVALUATION, seeded_generator
-from pipelines.evaluation.distances import MIN_IMAGES, Cloud, Moments, compare, fidelity, frechet_distance
-from pipelines.evaluation.features import FeatureSpace
-from pipelines.evaluation.judge import IMAGE_SHAPE
-from pipelines.evaluation.neighbours import nearest
+from pipelines.evaluation.distances import MIN_IMAGES, Cloud, Moments, compare, fidelity, frechet_distance, nearest
+from pipelines.evaluation.judge import IMAGE_SHAPE, SPLITS, Judge, judge_images
 
-CEILING, TRAIN_SUBSET, TEST_SUBSET = 1, 2, 3  # what `EVALUATION` draws are for
+CEILING, TRAIN_SUBSET, TEST_SUBSET = 1, 2, 3  # purposes of `EVALUATION` generators
 ROUNDING = 1e-9
 Figures = dict[str, float]
+NUM_COMPONENTS = 64
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Feature space.
+
+    Attributes:
+        name: Name in the report.
+        features: Maps uint8 images `(count, 1, 16, 16)` to `(count, features)` in float32.
+        moments: Reference statistics of the splits, if known.
+    """
+
+    name: str
+    features: Callable[[Tensor], Tensor]
+    moments: Mapping[str, Moments] | None = None
+
+
+def judge_space(judge: Judge) -> FeatureSpace:
+    """Return the feature space of the judge."""
+    moments = {split: judge.moments(split) for split in SPLITS}
+    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0], moments)
+
+
+def pixel_space(train: ImageSet) -> FeatureSpace:
+    """Return the space of the training images' first 64 principal components, of variance 1 on average.
+
+    Nothing here is invariant, as a network's features can be to a shift by one pixel.
+    """
+    pixels = train.images.flatten(1).double() / 255
+    mean = pixels.mean(dim=0)
+    variances, directions = torch.linalg.eigh(pixels.T.cov())  # in the order of rising variance
+    components = directions[:, -NUM_COMPONENTS:]
+    components = components / variances[-NUM_COMPONENTS:].mean().sqrt()
+
+    def project(images: Tensor) -> Tensor:
+        return ((images.flatten(1).double() / 255 - mean) @ components).float()
+
+    return FeatureSpace("pixels", project)
 
 
 def check_images(images: Tensor, most: int) -> None:
-    """Raise `ValueError` unless the images are of a kind and a number that can be judged."""
+    """Raise `ValueError` unless the judge supports the images and their number."""
     if tuple(images.shape[1:]) != IMAGE_SHAPE:
         raise ValueError(
             f"the images are {tuple(images.shape[1:])} (channels, height, width); the judge sees (1, 16, 16)"
@@ -30,7 +68,7 @@ def check_images(images: Tensor, most: int) -> None:
 
 
 def check_count(num_images: int, most: int) -> None:
-    """Raise `ValueError` unless the distances can be measured with so many images."""
+    """Raise `ValueError` unless the distances can be measured with this number of images."""
     if not MIN_IMAGES <= num_images <= most:
         raise ValueError(
             f"{num_images} images cannot be judged; give at least {MIN_IMAGES}, which the kernel distance needs, "
@@ -39,10 +77,7 @@ def check_count(num_images: int, most: int) -> None:
 
 
 def noise_images(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Return the ceiling: Gaussian noise with each pixel's mean and variance, rounded and clipped to uint8.
-
-    Its shape is `(count, 1, 16, 16)`.
-    """
+    """Return the ceiling: Gaussian noise with each pixel's moments, uint8 `(count, 1, 16, 16)`."""
     pixels = train.images.float()
     generator = seeded_generator(EVALUATION, seed, CEILING)
     noise = torch.randn(count, *IMAGE_SHAPE, generator=generator)
@@ -50,13 +85,7 @@ def noise_images(train: ImageSet, count: int, seed: int) -> Tensor:
 
 
 class Comparison:
-    """Both splits in a feature space.
-
-    Args:
-        space: Where to compare.
-        train: Training split.
-        test: Test split.
-    """
+    """Comparison with both splits in a feature space."""
 
     def __init__(self, space: FeatureSpace, train: ImageSet, test: ImageSet) -> None:
         self.space = space
@@ -65,17 +94,16 @@ class Comparison:
         self.moments = space.moments or {split: Moments.of(features) for split, features in self.features.items()}
 
     def figures(self, features: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
-        """Judge samples against each split, beside a floor and a ceiling.
+        """Compare samples with each split, beside a floor and a ceiling.
 
-        The floor has real images in the place of the samples, as many, from the other split: against the test split
-        its own images would be at distance zero.
+        The floor has as many real images of the other split instead of the samples.
 
         Args:
-            features: Of the samples, `(count, features)`.
-            seed: Of the choice among the splits' images, and of the ceiling's noise.
+            features: Features of the samples, `(count, features)`.
+            seed: Seed of the choice among the splits' images and of the ceiling's noise.
 
         Returns:
-            By split, then by "samples", "floor" and "ceiling": the figures of `distances.compare`.
+            The figures of `distances.compare`, by split, then by "samples", "floor" and "ceiling".
         """
         count, judged = len(features), Cloud(features)
         ceiling = Cloud(self.space.features(noise_images(self.sets["train"], count, seed)))
@@ -87,28 +115,28 @@ class Comparison:
         return rows
 
     def in_short(self, features: Tensor, seed: int) -> Figures:
-        """Return just the Fréchet distance and the recall against the training split."""
+        """Return the Fréchet distance and the recall against the training split."""
         cloud, real = Cloud(features), Cloud(self._subset("train", len(features), seed))
-        recall = fidelity(real, cloud).recall
+        recall = fidelity(real, cloud)["recall"]
         return {"frechet": frechet_distance(self.moments["train"], cloud.moments), "recall": recall}
 
     def by_class(self, features: Tensor, labels: Tensor) -> list[Figures]:
-        """Return each class's Fréchet distance to its training images, and the floor: that of as many test images.
+        """Return each class's Fréchet distance to its training images, and that of as many test images.
 
-        Of a class with more samples than test images, the first are taken.
+        Samples of a class beyond its number of test images are ignored.
         """
         train = self.sets["train"]
         rows = []
         for label in range(len(train.class_names)):
             real = Moments.of(self.features["train"][train.labels == label])
-            drawn, held_out = features[labels == label], self.features["test"][self.sets["test"].labels == label]
-            count = min(len(drawn), len(held_out))
-            distances = (frechet_distance(real, Moments.of(some[:count])) for some in (drawn, held_out))
+            samples, held_out = features[labels == label], self.features["test"][self.sets["test"].labels == label]
+            count = min(len(samples), len(held_out))
+            distances = (frechet_distance(real, Moments.of(some[:count])) for some in (samples, held_out))
             rows.append(dict(zip(("frechet", "floor"), distances, strict=True)))
         return rows
 
     def nearest_training_images(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return distances to, and indices of, the two nearest training images of each image, `(count, 2)` both."""
+        """Return distances and indices of the two nearest training images of each image, `(count, 2)` both."""
         return nearest(features, self.features["train"], 2)
 
     def _subset(self, split: str, count: int, seed: int) -> Tensor:
@@ -119,10 +147,9 @@ class Comparison:
 
 
 def mean_and_spread(rows: Sequence[Any]) -> Any:
-    """Return the mean and the standard deviation over seeds of nested dicts of figures.
+    """Return mean and standard deviation over seeds of nested dicts of figures.
 
-    The spread is None with one seed, and where all seeds agree but for rounding: such a figure, of all test images for
-    one, does not depend on the seed.
+    The spread is None with one seed, and for figures that do not depend on the seed.
     """
     if isinstance(rows[0], dict):
         return {name: mean_and_spread([row[name] for row in rows]) for name in rows[0]}

@@ -1,4 +1,4 @@
-"""What an evaluation does."""
+"""Settings of an evaluation."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ from pipelines import SamplingConfig
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
 
 SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers")
-OF_DENOISERS = ("guidance", "likelihood", "samplers")  # what images alone, or a distilled network, cannot tell
-MOST_SWEPT = 10_000  # no more than the test split has for the floor
+OF_DENOISERS = ("guidance", "likelihood", "samplers")  # need a network for every noise level
+MOST_SWEPT = 10_000  # images of the test split, for the floor
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(SamplingConfig):
-    """What to draw from a pipeline, and what to measure. Raises `ValueError` for what cannot be.
+    """Evaluation settings.
 
     Attributes:
-        num_images: Images to draw for each seed, 2,000 to 10,000.
-        seeds: Number of sets of images, from `seed` on, whose spread is told.
-        batch_size: Images that are drawn at once.
-        sections: Parts of the report: distances, classes, guidance, likelihood, memorisation and samplers; None means
-            all that the pipeline or the images allow.
-        sweep_images: Images for each guidance scale, and for each row of the sampler table.
-        likelihood_draws: Timesteps drawn for each test image.
+        num_images: Images for each seed, 2,000 to 10,000.
+        seeds: Number of sets of images, from `seed` on, for the spread.
+        batch_size: Images in a batch.
+        sections: Sections of the report: distances, classes, guidance, likelihood, memorisation and
+            samplers; None for all that the pipeline or the images support.
+        sweep_images: Images for each guidance scale and each row of the sampler table.
+        likelihood_timesteps: Random timesteps for each test image.
     """
 
     num_images: int = 10_000
@@ -30,11 +30,11 @@ class EvaluationConfig(SamplingConfig):
     batch_size: int = 250
     sections: list[str] | None = None
     sweep_images: int = 1_000
-    likelihood_draws: int = 20
+    likelihood_timesteps: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(seeds=self.seeds, likelihood_draws=self.likelihood_draws)
+        check_positive(seeds=self.seeds, likelihood_timesteps=self.likelihood_timesteps)
         check_between(FEWEST_FOR_FRECHET, MOST_SWEPT, sweep_images=self.sweep_images)
         for name in self.sections or ():
             if name not in SECTIONS:
@@ -43,16 +43,7 @@ class EvaluationConfig(SamplingConfig):
                 )
 
     def choose_sections(self, no_denoiser: str | None, has_labels: bool, can_be_guided: bool) -> list[str]:
-        """Return the sections to make, in the report's order.
-
-        Args:
-            no_denoiser: Why there is no network to ask at every noise level; None if there is one.
-            has_labels: Whether it is known what class each image was asked to be.
-            can_be_guided: Whether the network takes labels, and their absence.
-
-        Raises:
-            ValueError: If a section was asked for that cannot be made.
-        """
+        """Return the sections to make, in the report's order."""
         reasons = {
             **({} if no_denoiser is None else dict.fromkeys(OF_DENOISERS, no_denoiser)),
             **({} if has_labels else {"classes": "the images have no labels"}),

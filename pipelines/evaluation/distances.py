@@ -1,31 +1,31 @@
-"""How far a set of samples is from a set of real images, measured between their features."""
+"""Distances between the features of two image sets, nearest neighbours and memorisation."""
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from ot import sliced_wasserstein_distance
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from denoiser.randomness import EVALUATION, seeded_generator
-from pipelines.evaluation.neighbours import overlap, radii
 
 NEIGHBOURS = 5  # of precision, recall, density and coverage (Naeem et al. 2020, section 4)
 KERNEL_BLOCK = 1000  # images in each independent estimate of the kernel distance
-PROJECTIONS = 128
-BLOCKS = 4  # what these `EVALUATION` draws are for: see `comparison` for the others
-MIN_IMAGES = 2 * KERNEL_BLOCK  # that `compare` needs on both sides
-FEWEST_FOR_FRECHET = 100  # images, where only the Fréchet distance is asked for
+DIRECTIONS = 128  # of the sliced Wasserstein distance
+BLOCKS, PROJECTIONS = 4, 5  # purposes of `EVALUATION` generators: see `comparison` for the others
+MIN_IMAGES = 2 * KERNEL_BLOCK  # of `compare`, in both sets
+FEWEST_FOR_FRECHET = 100  # images, for the Fréchet distance alone
+ROWS = 500  # of a block of pairwise distances: 500 x 60,000 are 120 MB
+NEAR_RATIO = 0.5
+PANEL_PAIRS = 12
 
-DISTANCES = ("frechet", "kernel", "sliced_wasserstein")  # 0 is best; the other figures of `compare` are shares
+DISTANCES = ("frechet", "kernel", "sliced_wasserstein")  # 0 is best; the other figures of `compare` are fractions
 
 
 @dataclass(frozen=True)
 class Moments:
-    """The Gaussian that fits a set of features: all that the Fréchet distance asks of it.
+    """Mean and covariance of a set of features.
 
     Attributes:
         mean: `(features,)` in float64.
@@ -37,12 +37,12 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Fit features `(count, features)`."""
+        """Return the moments of `(count, features)`."""
         return cls(features.double().mean(dim=0), features.double().T.cov())
 
 
 class Cloud:
-    """The features of a set of images, and what is computed of them once for all comparisons.
+    """Features of an image set, with cached statistics.
 
     Args:
         features: `(count, features)`.
@@ -62,59 +62,38 @@ class Cloud:
         return radii(self.features, NEIGHBOURS)
 
 
-@dataclass(frozen=True)
-class Fidelity:
-    """Shares of two sets that lie near each other (Kynkäänniemi et al. 2019; Naeem et al. 2020).
-
-    Attributes:
-        precision: Samples that lie within the real images' neighbourhoods: are they real enough?
-        recall: Real images that lie within the samples' neighbourhoods: is all of the data there?
-        density: Real neighbourhoods that a sample lies in, over those expected; above 1 where samples crowd.
-        coverage: Real images whose neighbourhood holds a sample.
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
+def frechet_distance(real: Moments, samples: Moments) -> float:
+    """Return the Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6)."""
+    variances, axes = torch.linalg.eigh(real.covariance)
+    root = (axes * variances.clamp(min=0).sqrt()) @ axes.T
+    overlap = torch.linalg.eigvalsh(root @ samples.covariance @ root).clamp(min=0).sqrt().sum()
+    traces = real.covariance.trace() + samples.covariance.trace() - 2 * overlap
+    return ((real.mean - samples.mean).square().sum() + traces).item()
 
 
 class _Features(nn.Identity):
-    """Lets a torchmetrics distance take features in the place of images."""
+    """Identity that torchmetrics accepts as a feature network."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
 
 
-def frechet_distance(real: Moments, samples: Moments) -> float:
-    """Return the Fréchet distance between two Gaussians (Heusel et al. 2017, eq. 6), by torchmetrics."""
-    metric = FrechetInceptionDistance(_Features(len(real.mean)), sync_on_compute=False).set_dtype(torch.float64)
-    metric.update(_points_with(real), real=True)
-    metric.update(_points_with(samples), real=False)
-    return metric.compute().item()
-
-
-def _points_with(moments: Moments) -> Tensor:
-    """Return the fewest points, two on each principal axis, that have just these moments: what torchmetrics takes."""
-    variances, axes = torch.linalg.eigh(moments.covariance)
-    offsets = (axes * (variances.clamp(min=0) * (len(variances) - 0.5)).sqrt()).T
-    return torch.cat([moments.mean + offsets, moments.mean - offsets])
-
-
 def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
-    """Return the kernel distance (Bińkowski et al. 2018, section 4) and its standard error, by torchmetrics.
+    """Return the kernel distance (Bińkowski et al. 2018, section 4) and its standard error.
 
-    The cubic kernel's unbiased estimate, over disjoint random blocks of 1,000 images of each set: the blocks are
-    independent, so the spread of their values over the root of their number is the error of the mean.
+    torchmetrics' unbiased estimate with the cubic kernel, over disjoint random blocks of 1,000 images.
+    The blocks are independent, which makes the standard error of their mean honest.
 
     Args:
         real: `(count, features)`, at least 2,000.
         samples: `(others, features)`, at least 2,000.
 
     Raises:
-        ValueError: If there are too few for two blocks.
+        ValueError: If there are fewer than two blocks.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance  # of the extra [eval], which training does without
+
     num_blocks = min(len(real), len(samples)) // KERNEL_BLOCK
     if num_blocks < 2:
         raise ValueError(
@@ -130,7 +109,7 @@ def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
         metric = metric.set_dtype(torch.float64)
         metric.update(real_block.double(), real=True)
         metric.update(sample_block.double(), real=False)
-        with torch.random.fork_rng():  # it shuffles each block, which changes but the order of the sum
+        with torch.random.fork_rng():  # it shuffles each block, which changes only the order of the sum
             torch.manual_seed(0)
             estimates.append(metric.compute()[0])
     values = torch.stack(estimates)
@@ -138,46 +117,33 @@ def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
 
 
 def _blocks(features: Tensor, num_blocks: int, which: int) -> tuple[Tensor, ...]:
-    """Return disjoint random blocks: a set may come class by class, and a block has to be like the whole."""
+    """Return disjoint random blocks; the set itself may be sorted by class."""
     order = torch.randperm(len(features), generator=seeded_generator(EVALUATION, 0, BLOCKS, which))
     return features[order[: num_blocks * KERNEL_BLOCK]].split(KERNEL_BLOCK)
 
 
-def fidelity(real: Cloud, samples: Cloud) -> Fidelity:
-    """Return precision, recall, density and coverage with neighbourhoods that reach to the fifth nearest.
-
-    Both need more than five images; equally many make the shares comparable.
-    """
-    balls, held, within = overlap(samples.features, real.features, samples.radii, real.radii)
-    return Fidelity(
-        precision=(balls > 0).double().mean().item(),
-        recall=(within > 0).double().mean().item(),
-        density=balls.double().mean().item() / NEIGHBOURS,
-        coverage=(held > 0).double().mean().item(),
-    )
-
-
 def sliced_wasserstein(real: Tensor, samples: Tensor, seed: int = 0) -> float:
-    """Return the squared sliced Wasserstein distance of order 2 (Bonneel et al. 2015), by POT.
-
-    Squared, as the Fréchet distance is: in units of variance.
+    """Return the squared sliced Wasserstein distance of order 2 (Bonneel et al. 2015).
 
     Args:
         real: `(count, features)`.
-        samples: `(others, features)`.
-        seed: Of the random directions.
+        samples: `(count, features)`.
+        seed: Seed of the random directions.
     """
-    distance = sliced_wasserstein_distance(real.double(), samples.double(), n_projections=PROJECTIONS, seed=seed)
-    return float(distance) ** 2
+    generator = seeded_generator(EVALUATION, seed, PROJECTIONS)
+    directions = torch.randn(real.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
+    directions /= directions.norm(dim=0)
+    ours, theirs = ((features.double() @ directions).sort(dim=0).values for features in (samples, real))
+    return (ours - theirs).square().mean().item()
 
 
 def compare(split: Moments, real: Cloud, samples: Cloud) -> dict[str, float]:
-    """Return every figure of the samples by name.
+    """Return all figures of the samples by name.
 
     Args:
-        split: Of the whole split, for the Fréchet distance: its bias falls with the images on both sides.
-        real: As many of the split's images as there are samples, for all other figures.
-        samples: What is judged.
+        split: Moments of the whole split, for the Fréchet distance, whose bias falls with the images.
+        real: As many images of the split as there are samples, for the other figures.
+        samples: Samples.
 
     Raises:
         ValueError: If there are fewer than 2,000 images.
@@ -188,5 +154,107 @@ def compare(split: Moments, real: Cloud, samples: Cloud) -> dict[str, float]:
         "kernel": kernel,
         "kernel_error": error,
         "sliced_wasserstein": sliced_wasserstein(real.features, samples.features),
-        **asdict(fidelity(real, samples)),
+        **fidelity(real, samples),
     }
+
+
+def fidelity(real: Cloud, samples: Cloud) -> dict[str, float]:
+    """Return precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
+
+    Neighbourhoods reach to the fifth nearest image. Precision is the fraction of the samples within the
+    neighbourhoods of real images, recall that of the real images within the samples'; density is the
+    number of real neighbourhoods of a sample over that expected, coverage the fraction of the real
+    images with a sample in their neighbourhood. For comparable figures both sets are of equal size.
+    """
+    balls, held, within = overlap(samples.features, real.features, samples.radii, real.radii)
+    return {
+        "precision": (balls > 0).double().mean().item(),
+        "recall": (within > 0).double().mean().item(),
+        "density": balls.double().mean().item() / NEIGHBOURS,
+        "coverage": (held > 0).double().mean().item(),
+    }
+
+
+def nearest(queries: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return distances and indices of the `k` nearest references of each query, nearest first.
+
+    Args:
+        queries: `(count, features)`.
+        references: `(others, features)`.
+        k: Number of neighbours, at most `others`.
+
+    Returns:
+        Both `(count, k)`.
+    """
+    found = []
+    for block in queries.split(ROWS):
+        indices = torch.cdist(block, references).topk(k, largest=False).indices
+        # The product form of large blocks rounds small distances away: measure the nearest again.
+        exact = (block[:, None] - references[indices]).norm(dim=2)
+        exact, order = exact.sort(dim=1)
+        found.append((exact, indices.gather(1, order)))
+    distances, indices = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return distances, indices
+
+
+def radii(features: Tensor, k: int) -> Tensor:
+    """Return each point's distance to its `k`-th nearest other point, `(count,)`."""
+    distances, _ = nearest(features, features, k + 1)  # the nearest of all is the point itself
+    return distances[:, k]
+
+
+def overlap(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count the overlaps between two sets and each other's neighbourhoods.
+
+    Args:
+        samples: `(count, features)`.
+        real: `(others, features)`.
+        sample_radii: `(count,)`, radii of the samples' neighbourhoods.
+        real_radii: `(others,)`, radii of the real images' neighbourhoods.
+
+    Returns:
+        Real neighbourhoods of each sample, `(count,)`; samples in each real neighbourhood, and sample
+        neighbourhoods of each real image, `(others,)` both.
+    """
+    balls, held, within = [], torch.zeros(len(real)), torch.zeros(len(real))
+    for block, radius in zip(samples.split(ROWS), sample_radii.split(ROWS), strict=True):
+        distances = torch.cdist(block, real)
+        in_real = (distances < real_radii).float()  # sums of floats are many times faster than of booleans
+        balls.append(in_real.sum(dim=1))
+        held += in_real.sum(dim=0)
+        within += (distances < radius[:, None]).float().sum(dim=0)
+    return torch.cat(balls), held, within
+
+
+def nearness(distances: Tensor) -> dict[str, float]:
+    """Summarise distances to the two nearest training images, `(count, 2)`.
+
+    The ratio of the first to the second is near 0 for a copy and near 1 for a new image.
+    """
+    ratios = distances[:, 0] / distances[:, 1].clamp(min=1e-12)
+    return {
+        "median_distance": distances[:, 0].double().quantile(0.5).item(),
+        "first_percentile_distance": distances[:, 0].double().quantile(0.01).item(),
+        "median_ratio": ratios.double().quantile(0.5).item(),
+        "share_of_ratios_below_half": (ratios < NEAR_RATIO).double().mean().item(),
+    }
+
+
+def closest_pairs(distances: Tensor, indices: Tensor) -> list[dict[str, Any]]:
+    """Return the twelve samples nearest to a training image, nearest first."""
+    order = distances[:, 0].argsort(stable=True)[:PANEL_PAIRS]
+    return [
+        {
+            "image": int(image),
+            "training_image": int(indices[image, 0]),
+            "distance": distances[image, 0].item(),
+            "ratio": (distances[image, 0] / distances[image, 1].clamp(min=1e-12)).item(),
+        }
+        for image in order
+    ]
+
+
+def pairs_side_by_side(samples: Tensor, training_images: Tensor, pairs: list[dict[str, Any]]) -> Tensor:
+    """Return each pair's sample and training image in turn, uint8 `(2 * pairs, channels, height, width)`."""
+    both = [(samples[pair["image"]], training_images[pair["training_image"]]) for pair in pairs]
+    return torch.stack([image for pair in both for image in pair])

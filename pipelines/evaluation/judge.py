@@ -1,7 +1,7 @@
-"""The judge: a small classifier of FashionMNIST at 16x16, whose features say how alike two sets of images are.
+"""The judge: a small FashionMNIST classifier at 16x16, whose features stand in for Inception's.
 
-Inception is made for photographs of 299x299 and has to be downloaded. The judge is trained on these very images by
-`scripts/train_judge.py`, and ships in the package.
+Inception is made for photographs of 299x299 and has to be downloaded. The judge is trained by
+`scripts/train_judge.py` and ships with the package.
 """
 
 import hashlib
@@ -30,13 +30,13 @@ CARD = Path(__file__).with_name("judge.json")
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Convolve 3x3, normalise over the batch, rectify."""
+    """Return a 3x3 convolution, batch norm and ReLU."""
     convolution = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class Judge(nn.Module):
-    """Six convolutions and a mean over the map: 128 features, and from them the scores of ten classes."""
+    """Six convolutions and global average pooling: 128 features, and the logits of ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class Judge(nn.Module):
             conv_norm_relu(NUM_FEATURES, NUM_FEATURES),
         )
         self.head = nn.Linear(NUM_FEATURES, NUM_CLASSES)
-        for split in SPLITS:  # reference statistics, which are saved with the weights
+        for split in SPLITS:  # reference statistics, saved with the weights
             self.register_buffer(f"{split}_mean", torch.zeros(NUM_FEATURES, dtype=torch.float64))
             self.register_buffer(f"{split}_covariance", torch.zeros(NUM_FEATURES, NUM_FEATURES, dtype=torch.float64))
 
     def moments(self, split: str) -> Moments:
-        """Return mean and covariance of the features of all images of the "train" or the "test" split."""
+        """Return the moments of the features of the "train" or "test" split."""
         mean, covariance = self.get_buffer(f"{split}_mean"), self.get_buffer(f"{split}_covariance")
         return Moments(mean, covariance)
 
@@ -66,7 +66,7 @@ class Judge(nn.Module):
         self.get_buffer(f"{split}_covariance").copy_(moments.covariance)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images in [-1, 1], `(batch, 1, 16, 16)`, to features `(batch, 128)` and scores `(batch, 10)`."""
+        """Map images in [-1, 1], `(batch, 1, 16, 16)`, to features `(batch, 128)` and logits `(batch, 10)`."""
         features = self.body(images).mean(dim=(2, 3))
         return features, self.head(features)
 
@@ -76,7 +76,7 @@ def load_judge(weights: Path = WEIGHTS, card: Path = CARD) -> Judge:
 
     Raises:
         FileNotFoundError: If one of its two files is missing.
-        ValueError: If the weights are not those that the card vouches for.
+        ValueError: If the weights do not have the hash on the card.
     """
     for path in (weights, card):
         if not path.is_file():
@@ -90,11 +90,7 @@ def load_judge(weights: Path = WEIGHTS, card: Path = CARD) -> Judge:
 
 
 def read_card(card: Path = CARD) -> dict[str, Any]:
-    """Return what the judge's card says: "sha256", "test_accuracy" and "seed".
-
-    Raises:
-        ValueError: If it was altered so that it does not say that.
-    """
+    """Return the judge's card: "sha256", "test_accuracy" and "seed"."""
     try:
         facts = json.loads(card.read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("sha256", "test_accuracy", "seed")}
@@ -103,7 +99,7 @@ def read_card(card: Path = CARD) -> dict[str, Any]:
 
 
 def save_judge(judge: Judge, test_accuracy: float, seed: int, weights: Path = WEIGHTS, card: Path = CARD) -> None:
-    """Write the judge's weights, and the card that vouches for them."""
+    """Save the judge's weights, and the card with their hash."""
     content = save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()})
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "test_accuracy": test_accuracy, "seed": seed}
     with atomic_path(weights) as temporary:
@@ -120,17 +116,17 @@ def train_judge(
     peak_rate: float = 3e-3,
     on_epoch: Callable[[int, Judge], None] = lambda epoch, judge: None,
 ) -> Judge:
-    """Train a judge: AdamW, a warm-up and a cosine, label smoothing, half of the images mirrored.
+    """Train a judge with AdamW, warm-up, cosine decay, label smoothing and horizontal flips.
 
     Args:
         images: Training set.
-        seed: Of the initial weights, the data order and the mirroring.
-        epochs: Passes over the training set.
-        batch_size: Images a step.
-        peak_rate: Highest learning rate.
-        on_epoch: Called after each pass.
+        seed: Seed of the initial weights, the data order and the flips.
+        epochs: Epochs.
+        batch_size: Images in a step.
+        peak_rate: Peak learning rate.
+        on_epoch: Called after each epoch.
     """
-    torch.manual_seed(seed)  # PyTorch draws initial weights from the global generator only
+    torch.manual_seed(seed)  # initial weights come from the global generator
     judge = Judge().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)
     steps_an_epoch = len(images) // batch_size
@@ -158,7 +154,7 @@ def train_judge(
 def judge_images(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return features `(count, 128)` and predicted classes `(count,)` of uint8 images `(count, 1, 16, 16)`.
 
-    In float32, whatever precision the caller draws in: all that is compared is judged alike.
+    They are computed in float32, also under the caller's autocast.
     """
     with torch.autocast(images.device.type, enabled=False):
         results = [judge(batch.float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
@@ -173,6 +169,6 @@ def frechet_to_train(judge: Judge, images: Tensor) -> float:
 
 
 def accuracy(judge: Judge, images: ImageSet) -> float:
-    """Return the share of images whose class the judge names."""
+    """Return the accuracy of the judge."""
     _, predicted = judge_images(judge, images.images)
     return (predicted == images.labels).double().mean().item()

@@ -1,4 +1,4 @@
-"""The variational bound on the data's likelihood in bits per dimension (Ho et al. 2020, eq. 5)."""
+"""Variational bound on the likelihood, in bits per dimension (Ho et al. 2020, eq. 5)."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from denoiser.checks import check_positive
 from denoiser.data import ImageSet
 from denoiser.randomness import LIKELIHOOD, seeded_generator
-from pipelines.predictor import clean_image
+from pipelines.noise_levels import clean_image
 
 BIN = 2 / 255  # width of a grey level in [-1, 1]
-BATCH_SIZE = 100  # images whose noise is drawn together: a fact of the figure, not a setting
+BATCH_SIZE = 100  # images that share a generator; a part of the result, not a setting
 BUCKETS = 20
 
 
@@ -22,14 +22,14 @@ class Bound:
     """Terms of the bound for some images, in bits per dimension.
 
     Attributes:
-        prior: `(count,)`: KL of q(x_T | x_0) from the standard normal.
+        prior: `(count,)`: KL divergence of q(x_T | x_0) from the standard normal.
         decoder: `(count,)`: -log p(x_0 | x_1) of the discretised decoder (Ho et al. 2020, eq. 13).
-        terms: `(count, draws)`: KL of one denoising step (eq. 8) over the probability that its timestep was drawn with:
-            their mean over an image's draws is an unbiased estimate of the sum over all denoising steps.
-        timesteps: `(count, draws)`, from 1: those that `terms` belong to.
-        num_timesteps: Of the schedule.
-        variance_type: Of the reverse steps, as the scheduler's config names it.
-        given_labels: Whether the bound is of each image given its label.
+        terms: `(count, samples)`: KL divergence of a denoising step (eq. 8) over the probability of its
+            timestep. The mean over an image's timesteps is an unbiased estimate of the sum.
+        timesteps: `(count, samples)`, from 1: the timesteps of `terms`.
+        num_timesteps: Number of training timesteps.
+        variance_type: Variance of the reverse steps, as in the noise schedule's config.
+        given_labels: Whether the bound is conditional on the labels.
     """
 
     prior: Tensor
@@ -46,7 +46,7 @@ class Bound:
         return self.prior + self.decoder + self.terms.mean(dim=1)
 
     def summary(self) -> dict[str, object]:
-        """Return the mean bound with its standard error, its parts, and what each twentieth of the timesteps adds."""
+        """Return the mean bound with its standard error, its parts, and its terms by twentieth."""
         width = self.num_timesteps / BUCKETS
         bucket = (self.timesteps / width).long()
         sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket.flatten(), self.terms.flatten())
@@ -67,7 +67,7 @@ class Bound:
 
     @staticmethod
     def join(parts: "list[Bound]") -> "Bound":
-        """Put the bounds of several batches together."""
+        """Concatenate the bounds of several batches."""
         names = ("prior", "decoder", "terms", "timesteps")
         tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         first = parts[0]
@@ -80,52 +80,52 @@ class Bound:
 
 
 def num_batches(images: ImageSet) -> int:
-    """Return how many batches `bound_of_batch` cuts the images into."""
+    """Return the number of batches of `bound_of_batch`."""
     return math.ceil(len(images) / BATCH_SIZE)
 
 
 @torch.no_grad()
 def bound_of_batch(
-    model: nn.Module, scheduler: DDPMScheduler, images: ImageSet, batch: int, draws: int, seed: int = 0
+    model: nn.Module, noise_schedule: DDPMScheduler, images: ImageSet, batch: int, num_samples: int, seed: int = 0
 ) -> Bound:
-    """Bound the likelihood of one batch of images, given their labels if the model takes any.
+    """Bound the likelihood of a batch of images, conditional on their labels if the model takes any.
 
-    The first term (the prior) and the last (the decoder) are computed for each image, the many between at `draws`
-    timesteps, stratified, and drawn the more often the more they weigh. Nothing is clipped.
+    The prior and the decoder are computed exactly, the denoising terms at random timesteps, stratified
+    and importance-sampled by their weights. Nothing is clipped.
 
     Args:
-        model: Backbone with `UNet2DModel`'s call contract.
-        scheduler: The noise schedule and the prediction type; `variance_type` "fixed_large" makes the reverse steps'
-            variance beta_t, else it is that of q(x_{t-1} | x_t, x_0), with the second step's for the first, which is 0
-            (Nichol & Dhariwal 2021, appendix).
-        images: Images to explain.
-        batch: Which batch of them.
-        draws: Timesteps drawn for each image.
-        seed: Of the noise and the timesteps.
+        model: Network with `UNet2DModel`'s call contract.
+        noise_schedule: Noise levels and prediction type. With the `variance_type` "fixed_large" the
+            variance of the reverse steps is beta_t, otherwise that of q(x_{t-1} | x_t, x_0), the first
+            step's replaced by the second's (Nichol & Dhariwal 2021, appendix).
+        images: Image set.
+        batch: Index of the batch.
+        num_samples: Random timesteps for each image.
+        seed: Seed of the noise and the timesteps.
 
     Raises:
         ValueError: If the bound is not finite.
     """
-    check_positive(draws=draws)
+    check_positive(num_samples=num_samples)
     device = images.images.device
     rows = torch.arange(batch * BATCH_SIZE, min((batch + 1) * BATCH_SIZE, len(images)))
     images_on_device, labels = images.batch(rows.to(device))
     given_labels = getattr(model, "config", {}).get("num_class_embeds") is not None
     conditions = {"class_labels": labels} if given_labels else {}
     clean = images_on_device.cpu().double()  # not every device has float64
-    schedule = _Schedule(scheduler)
+    schedule = _Schedule(noise_schedule)
     generator = seeded_generator(LIKELIHOOD, seed, batch)
 
     def predicted(timesteps: Tensor) -> Tensor:
         noise, there = torch.randn(clean.shape, generator=generator).to(device), timesteps.to(device)
-        noisy = scheduler.add_noise(images_on_device, noise, there)
+        noisy = noise_schedule.add_noise(images_on_device, noise, there)
         prediction = model(noisy, there, **conditions).sample
         return schedule.clean(noisy.cpu().double(), prediction.cpu().double(), timesteps)
 
     mean = predicted(torch.zeros_like(rows))  # the posterior of the first step is the clean image itself
     decoder = -discretised_log_likelihood(clean, mean, schedule.log_variance[0] / 2)
-    strata = torch.rand(len(rows), draws, generator=generator, dtype=torch.float64)
-    position = (torch.arange(draws) + strata) / draws
+    strata = torch.rand(len(rows), num_samples, generator=generator, dtype=torch.float64)
+    position = (torch.arange(num_samples) + strata) / num_samples
     timesteps = torch.searchsorted(schedule.proposal.cumsum(0), position).clamp(1, len(schedule.proposal) - 1)
     terms = [schedule.denoising_term(clean, predicted(part), part) for part in timesteps.T]
     bound = Bound(
@@ -134,7 +134,7 @@ def bound_of_batch(
         terms=torch.stack([_bits(term) for term in terms], dim=1) / schedule.proposal[timesteps],
         timesteps=timesteps,
         num_timesteps=len(schedule.betas),
-        variance_type=scheduler.config.variance_type,
+        variance_type=noise_schedule.config.variance_type,
         given_labels=given_labels,
     )
     if not bound.total.isfinite().all():
@@ -143,23 +143,23 @@ def bound_of_batch(
 
 
 class _Schedule:
-    """The coefficients of the forward process and its posterior, `(timesteps,)` each in float64."""
+    """Coefficients of the forward process and its posterior, `(timesteps,)` each in float64."""
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
-        self.prediction_type = scheduler.config.prediction_type
-        self.betas = scheduler.betas.double().cpu()
+    def __init__(self, noise_schedule: DDPMScheduler) -> None:
+        self.prediction_type = noise_schedule.config.prediction_type
+        self.betas = noise_schedule.betas.double().cpu()
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
         before = torch.cat([torch.ones_like(self.betas[:1]), self.alphas_cumprod[:-1]])
         posterior = self.betas * (1 - before) / (1 - self.alphas_cumprod)
         self.log_posterior_variance = torch.cat([posterior[1:2], posterior[1:]]).log()
-        large = scheduler.config.variance_type in ("fixed_large", "fixed_large_log")
+        large = noise_schedule.config.variance_type in ("fixed_large", "fixed_large_log")
         self.log_variance = self.betas.log() if large else self.log_posterior_variance
         weight = torch.cat([torch.zeros_like(before[:1]), self.betas[1:] / (1 - before[1:])])  # of white noise as data
         self.proposal = (weight / weight.sum() + (weight > 0) / (weight > 0).sum()) / 2
         self.clean_coefficient = before.sqrt() * self.betas / (1 - self.alphas_cumprod)  # Ho et al. 2020, eq. 7
 
     def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the clean image that a prediction of noise, velocity or image means."""
+        """Return the clean image that a prediction implies."""
         return clean_image(self.prediction_type, noisy, prediction, _column(self.alphas_cumprod[timesteps]))
 
     def prior_term(self, clean: Tensor) -> Tensor:
@@ -175,18 +175,21 @@ class _Schedule:
 
 
 def discretised_log_likelihood(images: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
-    """Return the log-probability, in nats, of each pixel's grey level under a Gaussian (Ho et al. 2020, eq. 13).
+    """Return each pixel's log-probability under the discretised decoder (Ho et al. 2020, eq. 13).
 
-    The outermost levels, -1 and 1, take all that lies beyond them.
+    The outermost grey levels, -1 and 1, take the tails of the Gaussian.
 
     Args:
         images: Grey levels k of 256, as 2k / 255 - 1.
-        mean: Of the Gaussian, shaped as `images`, in the same units.
-        log_deviation: Log of its standard deviation; it broadcasts.
+        mean: Mean of the Gaussian, shaped as `images`.
+        log_deviation: Log of its standard deviation; broadcasts.
+
+    Returns:
+        Log-probabilities in nats, shaped as `images`.
     """
     upper = torch.where(images > 1 - BIN / 2, math.inf, images - mean + BIN / 2) / log_deviation.exp()
     lower = torch.where(images < -1 + BIN / 2, -math.inf, images - mean - BIN / 2) / log_deviation.exp()
-    right = upper + lower > 0  # mirrored to the left, where a small difference does not drown in 1
+    right = upper + lower > 0  # mirrored to the left tail, where differences are exact
     upper, lower = torch.where(right, -lower, upper), torch.where(right, -upper, lower)
     log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
     return log_upper + torch.log1p(-(log_lower - log_upper).exp())
@@ -197,5 +200,5 @@ def _column(values: Tensor) -> Tensor:
 
 
 def _bits(nats: Tensor) -> Tensor:
-    """Return the mean over each image's dimensions, in bits."""
+    """Return each image's mean over its dimensions, in bits."""
     return nats.flatten(1).mean(dim=1) / math.log(2)

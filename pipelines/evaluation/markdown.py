@@ -1,4 +1,4 @@
-"""A report as a page of tables."""
+"""A report as a Markdown page."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ SPACES = {"judge": "the judge's features", "pixels": "64 principal components of
 
 
 def render(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
-    """Return the report as Markdown; `speeds` gives the images/s by sampler and steps."""
+    """Return a report as Markdown, with `speeds` in images/s by sampler and steps."""
     writers = {
         "distances": distances,
         "classes": _classes,
@@ -37,7 +37,7 @@ def render(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
 
 
 def distances(report: Report) -> str:
-    """Return the section of the distances."""
+    """Return the section on distances."""
     parts = ["## Distances\n"]
     for space, splits in report["distances"].items():
         for split, columns in splits.items():
@@ -56,8 +56,8 @@ def distances(report: Report) -> str:
     return "\n".join(parts)
 
 
-def render_probe(figures: dict[str, float]) -> str:
-    """Return the table of the evaluation that training itself makes."""
+def render_validation(figures: dict[str, float]) -> str:
+    """Return the table of an evaluation during training."""
     count = int(figures["evaluation_images"])
     losses = {
         "held_out_loss": "held-out loss, test split",

@@ -1,4 +1,4 @@
-"""The report's pictures. matplotlib is imported here and nowhere else."""
+"""Plots of the report. Only this module imports matplotlib."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -10,31 +10,31 @@ from PIL import Image
 
 from denoiser.data import ImageSet
 from pipelines import image_grid
-from pipelines.evaluation.drawing import Drawn
-from pipelines.evaluation.memorisation import pairs_side_by_side
+from pipelines.evaluation.distances import pairs_side_by_side
 from pipelines.evaluation.report import Report
+from pipelines.evaluation.samples import Samples
 
 
-def draw_pictures(report: Report, drawn: Drawn, train: ImageSet) -> dict[str, Image.Image]:
-    """Return the pictures of the sections that the report has, by name."""
+def plot_report(report: Report, samples: Samples, train: ImageSet) -> dict[str, Image.Image]:
+    """Return the plots of a report's sections by name."""
     makers: dict[str, tuple[str, Callable[[], Image.Image]]] = {
         "classes": ("confusion", lambda: confusion_plot(report, train.class_names)),
         "guidance": ("guidance", lambda: guidance_plot(report)),
         "likelihood": ("likelihood", lambda: likelihood_plot(report)),
-        "memorisation": ("memorisation", lambda: memorisation_panel(report, drawn, train)),
+        "memorisation": ("memorisation", lambda: memorisation_panel(report, samples, train)),
         "samplers": ("samplers", lambda: samplers_plot(report)),
     }
     return {name: make() for section, (name, make) in makers.items() if section in report}
 
 
-def memorisation_panel(report: Report, drawn: Drawn, train: ImageSet) -> Image.Image:
-    """Lay the twelve closest pairs out, sample left and training image right, three pairs a row."""
-    pairs = pairs_side_by_side(drawn.samples[0], train.images, report["memorisation"]["closest_pairs"])
+def memorisation_panel(report: Report, samples: Samples, train: ImageSet) -> Image.Image:
+    """Return a grid of the twelve closest pairs: sample left, training image right, three pairs a row."""
+    pairs = pairs_side_by_side(samples.sets[0], train.images, report["memorisation"]["closest_pairs"])
     return image_grid(pairs.float() / 255, columns=6, scale=8)
 
 
 def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
-    """Draw which class the judge sees (column) where which was asked for (row)."""
+    """Plot the confusion matrix: the judge's class (column) of images of each class asked for (row)."""
     shares = np.array(report["classes"]["confusion"], dtype=float)
     shares /= shares.sum(axis=1, keepdims=True)
     figure, axes = new_figure()
@@ -50,7 +50,7 @@ def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
 
 
 def guidance_plot(report: Report) -> Image.Image:
-    """Draw agreement and recall against the guidance scale, with the floors of real test images."""
+    """Plot agreement and recall against the guidance scale, with the floors of real test images."""
     *rows, floor = report["guidance"]
     figure, axes = new_figure()
     for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
@@ -62,7 +62,7 @@ def guidance_plot(report: Report) -> Image.Image:
 
 
 def likelihood_plot(report: Report) -> Image.Image:
-    """Draw what each stretch of the timesteps adds to the bound."""
+    """Plot the bound by timesteps."""
     rows = [row for row in report["likelihood"]["by_timestep"] if row["bits"] > 0]
     figure, axes = new_figure()
     axes.bar(
@@ -77,7 +77,7 @@ def likelihood_plot(report: Report) -> Image.Image:
 
 
 def samplers_plot(report: Report) -> Image.Image:
-    """Draw each sampler's Fréchet distance against its network calls."""
+    """Plot each sampler's Fréchet distance against its network calls."""
     *rows, floor = report["samplers"]
     figure, axes = new_figure()
     for name in dict.fromkeys(row["sampler"] for row in rows):

@@ -1,35 +1,32 @@
-"""From images to a report: plain figures, the same to the last digit for the same seed."""
+"""The report of an evaluation: figures that depend on the seed alone, and its files."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from denoiser.data import ImageSet
+from denoiser.files import atomic_path, check_writable
 from pipelines import SamplingConfig
-from pipelines.evaluation.comparison import Comparison, mean_and_spread
-from pipelines.evaluation.drawing import Drawn, calls, sampler_key
-from pipelines.evaluation.features import judge_space, pixel_space
+from pipelines.evaluation.comparison import Comparison, judge_space, mean_and_spread, pixel_space
+from pipelines.evaluation.distances import closest_pairs, nearness
 from pipelines.evaluation.judge import Judge, read_card
-from pipelines.evaluation.memorisation import closest_pairs, nearness
+from pipelines.evaluation.samples import Samples, calls, sampler_key
 from pipelines.sampling import spread_labels
 
+JSON, PAGE, TIMINGS, PICTURES = "report.json", "report.md", "timings.json", "report"
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a report is made from.
-
-    Attributes:
-        judge: The classifier that looks at the images.
-        train: Training split.
-        test: Test split.
-        seed: Of the choice among the splits' images and of the ceiling's noise; seed + 1 for the second set, and so on.
-    """
+    """Judge and data of a report."""
 
     judge: Judge
     train: ImageSet
@@ -38,32 +35,27 @@ class Evidence:
 
 
 class Reporter:
-    """Judges what was drawn, section by section.
+    """Makes the sections of a report."""
 
-    Args:
-        drawn: The images, and the bound where the likelihood is asked for.
-        evidence: Judge and data.
-    """
-
-    def __init__(self, drawn: Drawn, evidence: Evidence) -> None:
-        self.drawn, self.evidence, self.seed = drawn, evidence, evidence.seed
+    def __init__(self, samples: Samples, evidence: Evidence) -> None:
+        self.samples, self.evidence, self.seed = samples, evidence, evidence.seed
 
     @cached_property
     def in_judge(self) -> Comparison:
-        """Both splits in the judge's features, which the likelihood can do without."""
+        """Comparison in the judge's features, made on first use."""
         return Comparison(judge_space(self.evidence.judge), self.evidence.train, self.evidence.test)
 
     @cached_property
     def features(self) -> list[Tensor]:
         """The judge's features of each set of samples."""
-        return [self.in_judge.space.features(images) for images in self.drawn.samples]
+        return [self.in_judge.space.features(images) for images in self.samples.sets]
 
     def distances(self) -> Report:
-        """Return every distance in both spaces, mean and spread over the sets."""
+        """Return all distances in both feature spaces, mean and spread over the sets."""
         in_pixels = Comparison(pixel_space(self.evidence.train), self.evidence.train, self.evidence.test)
         in_both = {
             self.in_judge: self.features,
-            in_pixels: [in_pixels.space.features(images) for images in self.drawn.samples],
+            in_pixels: [in_pixels.space.features(images) for images in self.samples.sets],
         }
         return {
             comparison.space.name: mean_and_spread(
@@ -73,8 +65,8 @@ class Reporter:
         }
 
     def classes(self) -> Report:
-        """Return each class's distance, and how often the judge sees in an image the class that was asked for."""
-        names, labels = self.evidence.train.class_names, self.drawn.labels
+        """Return the distance of each class, and the judge's agreement with the classes asked for."""
+        names, labels = self.evidence.train.class_names, self.samples.labels
         assert labels is not None
         rows, agreements, confusion = [], [], torch.zeros(len(names), len(names), dtype=torch.long)
         for features in self.features:
@@ -94,30 +86,30 @@ class Reporter:
         }
 
     def guidance(self) -> list[Report]:
-        """Return agreement, recall and distance for each guidance scale; last, those of real test images."""
+        """Return agreement, recall and distance for each guidance scale, then for real test images."""
         num_classes, rows = len(self.evidence.train.class_names), []
-        for scale, images in self.drawn.by_guidance.items():
+        for scale, images in self.samples.by_guidance.items():
             features = self.in_judge.space.features(images)
             labels = torch.tensor(spread_labels(len(images), num_classes))
             rows.append({"scale": scale, **self._in_short(features, labels)})
         return [*rows, self._floor(len(images))]
 
     def likelihood(self) -> Report:
-        """Return the bound in bits per dimension, and its parts."""
-        assert self.drawn.bound is not None
-        return self.drawn.bound.summary()
+        """Return the likelihood bound in bits per dimension, and its parts."""
+        assert self.samples.bound is not None
+        return self.samples.bound.summary()
 
     def memorisation(self) -> Report:
-        """Return how near the first set's samples are to training images, beside real test images."""
+        """Return the distances of the first set, and of test images, to their nearest training images."""
         distances, indices = self.in_judge.nearest_training_images(self.features[0])
         held_out, _ = self.in_judge.nearest_training_images(self.in_judge.features["test"][: len(distances)])
         pairs = closest_pairs(distances, indices)
         return {"samples": nearness(distances), "floor": nearness(held_out), "closest_pairs": pairs}
 
     def samplers(self) -> list[Report]:
-        """Return the distance of each sampler and number of steps; last, that of real test images."""
+        """Return the distance of each sampler and number of steps, then of real test images."""
         rows: list[Report] = []
-        for (name, steps), images in self.drawn.by_sampler.items():
+        for (name, steps), images in self.samples.by_sampler.items():
             figures = self.in_judge.in_short(self.in_judge.space.features(images), self.seed)
             network_calls = calls(SamplingConfig(scheduler=name, steps=steps))
             rows.append({"sampler": name, "steps": steps, "calls": network_calls, **figures})
@@ -137,23 +129,26 @@ class Reporter:
 
 
 def make_report(
-    drawn: Drawn, sections: Sequence[str], evidence: Evidence, on_section: Callable[[str], object] = lambda name: None
+    samples: Samples,
+    sections: Sequence[str],
+    evidence: Evidence,
+    on_section: Callable[[str], object] = lambda name: None,
 ) -> Report:
-    """Judge what was drawn.
+    """Make a report.
 
     Args:
-        drawn: The images, and the bound where the likelihood is asked for.
+        samples: Samples, and the likelihood bound if asked for.
         sections: Names from `config.SECTIONS`.
         evidence: Judge and data.
         on_section: Called with the name of each section before it is made.
 
     Returns:
-        Figures by section; all plain numbers, lists and dicts. "judge" says who judged.
+        Figures by section, as numbers, lists and dicts, and the judge's card.
     """
-    reporter = Reporter(drawn, evidence)
+    reporter = Reporter(samples, evidence)
     report: Report = {"judge": read_card()}
-    if drawn.samples:  # which not every section looks at
-        report |= {"images": len(drawn.samples[0]), "sets": len(drawn.samples)}
+    if samples.sets:  # which not every section needs
+        report |= {"images": len(samples.sets[0]), "sets": len(samples.sets)}
     for name in sections:
         on_section(name)
         report[name] = getattr(reporter, name)()
@@ -161,7 +156,7 @@ def make_report(
 
 
 def flat_figures(report: Report) -> dict[str, float]:
-    """Return every figure of a report by its path, as a run log wants it; tables' rows by what they are about."""
+    """Return the figures of a report by path, for a run log."""
     figures: dict[str, float] = {}
 
     def visit(path: str, value: Any) -> None:
@@ -183,3 +178,37 @@ def flat_figures(report: Report) -> dict[str, float]:
 
 def _share_by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:
     return [right[labels == label].double().mean().item() for label in range(num_classes)]
+
+
+def check_report_folder(folder: Path) -> None:
+    """Raise `OSError` if a report cannot be written to `folder`, or would replace other files."""
+    check_writable(folder / JSON)
+    if (folder / PICTURES).exists() and not (folder / JSON).is_file():
+        raise FileExistsError(f"{folder / PICTURES} is not a report's folder of pictures; give another --output_dir")
+
+
+def write_report(
+    folder: Path,
+    report: Report,
+    page: str,
+    pictures: Mapping[str, Image.Image],
+    seconds: Mapping[str, float],
+    speeds: Mapping[tuple[str, int], float],
+) -> None:
+    """Write a report, each file atomically.
+
+    Times are in a file of their own, so that a seed always gives the same `report.json`.
+    """
+    by_sampler = {sampler_key(*sampler): speed for sampler, speed in speeds.items()}
+    timings = {"seconds": dict(seconds), "images_per_second": by_sampler}
+    texts = {
+        name: json.dumps(value, indent=2, allow_nan=False) + "\n"
+        for name, value in ((JSON, report), (TIMINGS, timings))
+    }
+    with atomic_path(folder / PICTURES) as temporary:
+        temporary.mkdir()
+        for name, picture in pictures.items():
+            picture.save(temporary / f"{name}.png")
+    for name, text in {**texts, PAGE: page}.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")

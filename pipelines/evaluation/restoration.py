@@ -1,6 +1,6 @@
-"""How good a restoration is, and what it is compared with: the classical ways of scikit-image.
+"""Restoration metrics, and the classical methods of scikit-image for comparison.
 
-All images here are in [-1, 1], `(count, channels, height, width)`.
+All images are in [-1, 1], `(count, channels, height, width)`.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,21 @@ DATA_RANGE = 2.0  # from -1 to 1
 
 
 def psnr(truth: Tensor, restored: Tensor) -> float:
-    """Return the peak signal-to-noise ratio in decibels, the mean over the images; infinite for an exact one."""
+    """Return the mean peak signal-to-noise ratio in decibels; infinite for equal images."""
     return _mean(lambda a, b: peak_signal_noise_ratio(a, b, data_range=DATA_RANGE), truth, restored)
 
 
 def ssim(truth: Tensor, restored: Tensor) -> float:
-    """Return the structural similarity in windows of 7x7 pixels, the mean over the images (Wang et al. 2004)."""
+    """Return the mean structural similarity in windows of 7x7 pixels (Wang et al. 2004)."""
     return _mean(lambda a, b: structural_similarity(a, b, data_range=DATA_RANGE, channel_axis=-1), truth, restored)
 
 
 def non_local_means(noisy: Tensor, sigma: float) -> Tensor:
-    """Denoise with non-local means (Buades et al. 2005), with a filter strength of 0.9 sigma.
+    """Denoise images with non-local means (Buades et al. 2005), filter strength 0.9 sigma.
 
     Args:
-        noisy: Images plus Gaussian noise.
-        sigma: Standard deviation of that noise.
+        noisy: Images with Gaussian noise.
+        sigma: Standard deviation of the noise.
     """
     return _of_images(
         lambda image: denoise_nl_means(
@@ -42,11 +42,11 @@ def non_local_means(noisy: Tensor, sigma: float) -> Tensor:
 
 
 def biharmonic(images: Tensor, known: Tensor) -> Tensor:
-    """Fill the unknown pixels as smoothly as can be: the biharmonic equation (Damelin & Hoang 2018).
+    """Inpaint images with the biharmonic equation (Damelin & Hoang 2018).
 
     Args:
-        images: What is unknown of them counts for nothing.
-        known: 1 where a pixel is known, 0 where it is to be filled, `(1, 1, height, width)`.
+        images: Images; unknown pixels are ignored.
+        known: 1 for known pixels and 0 for those to fill, `(1, 1, height, width)`.
     """
     hole = known[0, 0].numpy() == 0
     return _of_images(lambda image: inpaint_biharmonic(image * ~hole[..., None], hole, channel_axis=-1), images)

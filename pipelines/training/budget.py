@@ -1,4 +1,4 @@
-"""How long a run lasts, and the learning rate that follows from it."""
+"""Length of a run, and the learning rate that follows it."""
 
 import math
 import time
@@ -8,12 +8,12 @@ from accelerate.utils import broadcast_object_list
 
 
 class Budget:
-    """Steps, or minutes by the clock, or both: the run ends with whichever comes first.
+    """Budget of optimizer steps, of minutes, or of both, whichever ends first.
 
     Args:
         max_steps: Optimizer steps, or None.
-        max_minutes: Minutes, or None.
-        seconds_before: Time that the run had taken when it was interrupted.
+        max_minutes: Wall-clock minutes, or None.
+        seconds_before: Wall-clock time of the run before it was resumed.
     """
 
     def __init__(self, max_steps: int | None, max_minutes: float | None, seconds_before: float = 0.0) -> None:
@@ -28,12 +28,12 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Time that the run has taken, interruptions aside."""
+        """Wall-clock time of the run, without interruptions."""
         running = 0.0 if self.started is None else time.perf_counter() - self.started
         return self.seconds_before + running
 
     def progress(self, step: int, accelerator: Accelerator) -> float:
-        """Return how much of the budget is used after `step` steps: 0 at the start, 1 or more at the end."""
+        """Return the fraction of the budget used after `step` steps, 1 or more at the end."""
         by_steps = step / self.max_steps if self.max_steps else 0.0
         if self.max_seconds is None:
             return by_steps
@@ -44,12 +44,12 @@ class Budget:
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int, progress: float) -> float:
-    """Rise linearly over the warm-up and fall to zero along a cosine (Loshchilov & Hutter 2017, eq. 5).
+    """Return the learning rate: linear warm-up, cosine decay to 0 (Loshchilov & Hutter 2017, eq. 5).
 
     Args:
-        peak: The rate that the warm-up leads to.
-        warmup_steps: Its length.
+        peak: Learning rate after the warm-up.
+        warmup_steps: Steps of the warm-up.
         step: Optimizer steps taken.
-        progress: Share of the budget used, 0 to 1.
+        progress: Fraction of the budget used, 0 to 1.
     """
     return peak * min(1.0, (step + 1) / warmup_steps) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,16 +1,16 @@
-"""The model card of a saved pipeline: its `README.md`, with the metadata that the Hugging Face Hub reads."""
+"""Model card of a saved pipeline: `README.md` with the metadata of the Hugging Face Hub."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+import yaml
 from PIL import Image
 
 from denoiser.data import CLASS_NAMES
 from denoiser.files import atomic_path
 from pipelines import DenoisingPipeline, SamplingConfig
-from pipelines.evaluation.markdown import distances, render_probe
+from pipelines.evaluation.markdown import distances, render_validation
 from pipelines.schedulers import distilled_calls
 from pipelines.training.checkpoint import Progress
 
@@ -21,8 +21,8 @@ _TEMPLATE = """
 # DDPM with {network}
 
 A `{network}` of {parameters:,} parameters that predicts `{prediction_type}` for a DDPM of {timesteps} timesteps,
-{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are a running average of
-those that were trained.
+{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are the
+average (EMA) of the trained ones.
 
 ![samples](samples.png)
 
@@ -58,32 +58,22 @@ def write_card(
     figures: dict[str, float],
     command: str | None,
 ) -> None:
-    """Write the card and its picture into the folder of a saved pipeline.
-
-    Args:
-        folder: Where `model_index.json` is.
-        grid: Samples.
-        pipeline: What was saved.
-        sampling: How the samples were drawn.
-        progress: How long the network was trained.
-        figures: Of the evaluation at the end of training; empty if there was none.
-        command: What made the pipeline, or None if it was trained from Python.
-    """
+    """Write the card and its sample grid into the folder of a saved pipeline."""
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
     calls = distilled_calls(config)
-    data = ModelCardData(
-        library_name="diffusers",
-        license="mit",
-        datasets=["fashion_mnist"] if tuple(names or ()) == CLASS_NAMES else None,
-        pipeline_tag="unconditional-image-generation",
-        tags=["diffusion", "ddpm", "denoiser", *(["class-conditional"] if names else [])],
-    )
+    metadata = {
+        **({"datasets": ["fashion_mnist"]} if tuple(names or ()) == CLASS_NAMES else {}),
+        "library_name": "diffusers",
+        "license": "mit",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["diffusion", "ddpm", "denoiser", *(["class-conditional"] if names else [])],
+    }
     text = _TEMPLATE.format(
         network=network,
         parameters=pipeline.unet.num_parameters(),
         prediction_type=config.prediction_type,
         timesteps=config.num_train_timesteps,
-        made=f"distilled to draw in up to {calls} calls," if calls else "trained",
+        made=f"distilled for sampling in up to {calls} calls," if calls else "trained",
         steps=progress.step,
         minutes=progress.seconds / 60,
         shape="x".join(map(str, pipeline.image_shape)),
@@ -94,15 +84,15 @@ def write_card(
         command=f"```sh\n{command}\n```"
         if command
         else "Trained from Python; the run's `config.yaml` has the settings.",
-        evaluation=render_probe(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
+        evaluation=render_validation(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
     )
     # names of folders that the locale cannot read keep their bytes
-    (folder / CARD_FILE).write_text(f"---\n{data.to_yaml()}\n---\n{text}", "utf-8", "surrogateescape")
+    (folder / CARD_FILE).write_text(f"---\n{yaml.safe_dump(metadata)}---\n{text}", "utf-8", "surrogateescape")
     grid.save(folder / GRID_FILE)
 
 
 def update_card(folder: Path, report: dict[str, Any]) -> None:
-    """Put the distances of a report in the place of the card's evaluation, if the pipeline has a card of ours."""
+    """Replace the card's evaluation by the distances of a report, if the pipeline has such a card."""
     path = folder / CARD_FILE
     if "distances" not in report or not path.is_file():
         return

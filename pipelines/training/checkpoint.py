@@ -1,7 +1,4 @@
-"""Checkpoints: folders that hold everything that resuming needs, and that appear whole or not at all.
-
-A manifest has the size and the SHA-256 of each file, so that what was cut short or altered afterwards is known.
-"""
+"""The run folder and its checkpoints, which appear whole or not at all."""
 
 import json
 import logging
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
@@ -22,31 +20,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW, Optimizer
 
-from denoiser.files import sha256, sync, sync_all
+from denoiser.checks import drop_removed
+from denoiser.files import MANIFEST, atomic_path, check_manifest, check_writable, locked, sync, sync_all, write_manifest
 from denoiser.processes import split_as, whole
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "step-"
-STATE_FILE, EMA_FILE, MANIFEST = "state.json", "ema.safetensors", "manifest.json"
-BOUND_TO = {
+STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
+IDENTITY = {
     "model": "another architecture",
     "scheduler": "another noise schedule",
-    "optimizer": "another optimizer",
     "distillation": "another distillation, or none",
 }
-STATE_KEYS = {"progress", "ema_steps", "draws", *BOUND_TO}
-TORCH_CANNOT_WRITE = "inline_container", "iostream error"  # what torch.save says of a full disk
+STATE_KEYS = {"progress", "ema_steps", "draws", "model", "scheduler"}
+TORCH_CANNOT_WRITE = "inline_container", "iostream error"  # torch.save's words for a full disk
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         step: Optimizer steps taken.
-        seconds: Time spent, by the clock.
+        seconds: Wall-clock time.
     """
 
     step: int = 0
@@ -59,26 +57,18 @@ def checkpoint_name(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, oldest first, whether they are whole or not; other names are a user's own."""
+    """Return the checkpoints in `folder`, oldest first, whole or not; other names are ignored."""
     named = (path for path in folder.glob(f"{PREFIX}*") if re.fullmatch(f"{PREFIX}[0-9]{{8,}}", path.name))
     return sorted((path for path in named if path.is_dir() and not path.is_symlink()), key=step_of)
 
 
 def step_of(path: Path) -> int:
-    """Return the step that a checkpoint is of, by its name."""
+    """Return the step of a checkpoint, by its name."""
     return int(path.name.removeprefix(PREFIX))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path | None:
-    """Return the checkpoint that `resume` means: a path, or the newest whole one in `folder` for "latest".
-
-    Returns:
-        The checkpoint; None for "latest" where there is none yet.
-
-    Raises:
-        FileNotFoundError: If the path is not a checkpoint.
-        ValueError: If it is damaged, or if there are checkpoints and all are.
-    """
+    """Return the checkpoint at the path `resume`, or for "latest" the newest whole one in `folder`."""
     if resume != "latest":
         if not (Path(resume) / MANIFEST).is_file():
             raise FileNotFoundError(f"{resume} is not a checkpoint: it has no {MANIFEST}; give a folder, or 'latest'")
@@ -98,33 +88,20 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
 
 
 def check_whole(path: Path) -> None:
-    """Raise `ValueError` unless the checkpoint has the files that its manifest lists, unaltered, and no others."""
+    """Raise `ValueError` unless a checkpoint has exactly the files of its manifest, unaltered."""
     try:
-        if not (path / MANIFEST).is_file():
-            raise FileNotFoundError(f"it has no {MANIFEST}")
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        sums = {name: (facts["bytes"], facts["sha256"]) for name, facts in listed.items()}
-        files = _files(path)
-        if names := sorted(files.keys() ^ sums.keys()):
-            raise ValueError(f"{names[0]} is {'not in the manifest' if names[0] in files else 'missing'}")
-        for name, file in files.items():
-            if (file.stat().st_size, sha256(file)) != sums[name]:
-                raise ValueError(f"{name} is not as it was written")
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        check_manifest(path)
+    except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, trained: dict[str, Any]
+    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, identity: dict[str, Any]
 ) -> Path:
-    """Save the run's state on all processes.
+    """Save the state of a run, on all processes.
 
-    The optimizer, the weights and the loss scaler go through Accelerate; the averaged weights are safetensors. What
-    is `trained` (the keys of `BOUND_TO`, and "draws") is written down for `check_trained`. All of it is on the disk
-    before it gets its name.
-
-    Raises:
-        OSError: On all processes, if one of them cannot write; other checkpoints are as they were.
+    Accelerate saves weights, optimizers and loss scaler; the averaged weights are safetensors. The
+    checkpoint gets its name once it is on the disk.
     """
     path = folder / checkpoint_name(progress.step)
     temporary = folder / f".{path.name}.partial"
@@ -139,11 +116,9 @@ def save_checkpoint(
         with _together(accelerator):
             if accelerator.is_main_process:
                 save_file(averages, temporary / EMA_FILE)
-                state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **trained}
+                state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **identity}
                 (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-                files = _files(temporary)
-                sums = {name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for name, file in files.items()}
-                (temporary / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+                write_manifest(temporary)
                 sync_all(temporary)
                 if path.exists():
                     shutil.rmtree(path)
@@ -157,7 +132,7 @@ def save_checkpoint(
 
 
 def drop_checkpoints(folder: Path, newest: Path, kept: int, keep_every: int | None) -> None:
-    """Delete the checkpoints up to `newest` but the last `kept` of them, and those of every `keep_every` steps."""
+    """Delete the checkpoints up to `newest`, except the last `kept` and every `keep_every` steps."""
     older = [path for path in list_checkpoints(folder) if step_of(path) <= step_of(newest)]
     for path in older[:-kept]:
         if not (keep_every and step_of(path) % keep_every == 0):
@@ -171,7 +146,7 @@ def drop_checkpoints(folder: Path, newest: Path, kept: int, keep_every: int | No
 
 @contextmanager
 def _together(accelerator: Accelerator) -> Iterator[None]:
-    """Raise `OSError` on all processes if the block does on one of them; none goes on before all have come here."""
+    """Raise `OSError` on all processes if the block raises it on one; a barrier for all."""
     failure = None
     try:
         yield
@@ -185,32 +160,22 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
         raise OSError(failures[0])
 
 
-def _files(path: Path) -> dict[str, Path]:
-    """Return all files of a checkpoint but the manifest, by their names in it."""
-    files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-    files.pop(MANIFEST, None)
-    return files
+def check_identity(path: Path, identity: dict[str, Any]) -> None:
+    """Raise `ValueError` if a checkpoint is of another network, noise schedule or distillation.
 
-
-def check_trained(path: Path, trained: dict[str, Any]) -> None:
-    """Raise `ValueError` if the checkpoint is of another architecture, noise schedule, optimizer or distillation.
-
-    Other draws are allowed, and warned of: the run does not end as it would have.
+    A difference in the seed or in the images of a step is allowed, with a warning: the run then ends
+    differently.
     """
     state = _read_state(path)
-    for part, what in BOUND_TO.items():
-        if difference := _difference(state[part], trained[part]):
+    for part, what in IDENTITY.items():
+        if difference := _difference(state.get(part, {}), identity.get(part, {})):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
-    if difference := _difference(state["draws"], trained["draws"]):
+    if difference := _difference(state["draws"], identity["draws"]):
         logger.warning("%s was made with %s: the run goes on, and ends otherwise than it would have", path, difference)
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]) -> Progress:
-    """Put the run's state back as it was at the checkpoint; the optimizers keep the settings they have.
-
-    Raises:
-        ValueError: If one of its files is missing or damaged.
-    """
+    """Load the state of a run; the optimizers keep their present settings."""
     state = _read_state(path)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
@@ -227,18 +192,14 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
             if averages[str(index)].shape != tensor.shape:
                 raise ValueError(f"{EMA_FILE} is of other shapes")
             tensor.copy_(split_as(tensor, averages[str(index)]))
-    except Exception as error:  # whatever the loaders make of a file that a stranger has made
+    except Exception as error:  # the loaders raise anything for a file that a stranger has made
         raise _damaged(path, error) from error
     ema.optimization_step = state["ema_steps"]
     return Progress(**state["progress"])
 
 
 def _fit_moments(optimizer: Optimizer) -> None:
-    """Lay the moments out in memory as their weights are: a fused step goes through both side by side.
-
-    Raises:
-        ValueError: If a moment is missing or not of its weight's shape, or the count of steps is not one number.
-    """
+    """Give the moments the memory layout of their weights, which a fused step needs."""
     for parameter, state in optimizer.state.items():
         if type(getattr(optimizer, "optimizer", optimizer)) is AdamW and state.keys() != ADAMW_STATE:
             raise ValueError("the optimizer's state is of another kind")
@@ -263,14 +224,17 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{path / STATE_FILE} lacks {', '.join(sorted(missing))}: another version of this package wrote it; "
             "go on with that, or start anew in another output_dir"
         )
-    if not _sensible(state):
+    if not _valid(state):
         raise _damaged(path, ValueError(f"{STATE_FILE} has values of another kind"))
+    optimizer = state.get("optimizer", {"name": "adamw"})  # which versions with several optimizers wrote
+    state["model"]["init_args"] = drop_removed(state["model"].get("init_args", {}))
+    drop_removed({"optimizer": optimizer.get("name")})
     return state
 
 
-def _sensible(state: dict[str, Any]) -> bool:
-    """Return whether the values are of the kinds that were written."""
-    parts = [state[name] for name in STATE_KEYS - {"ema_steps"}]
+def _valid(state: dict[str, Any]) -> bool:
+    """Return whether the values have the types that were written."""
+    parts = [value for name, value in state.items() if name != "ema_steps"]
     if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
         return False
     progress = state["progress"]
@@ -290,9 +254,102 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 
 def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Say what differs between the settings of two components: the class if it is named, or else the arguments."""
+    """Describe the difference between two settings: their classes, or their arguments."""
     if saved.get("class_path") != wanted.get("class_path"):
         return f"{saved.get('class_path')}, not {wanted.get('class_path')}"
     before, after = saved.get("init_args", saved), wanted.get("init_args", wanted)
     names = sorted(name for name in before | after if before.get(name) != after.get(name))
     return ", ".join(f"{name} {before.get(name)}, not {after.get(name)}" for name in names)
+
+
+class RunFolder:
+    """Folder of a run: `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/`, `pipeline/`.
+
+    Args:
+        path: The folder, made when it is claimed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config, self.metrics = path / "config.yaml", path / "metrics.jsonl"
+        self.checkpoints, self.pipeline = path / "checkpoints", path / "pipeline"
+        self.found: list[Path] | None = None  # the checkpoints at the time of the claim
+
+    def grid(self, step: int) -> Path:
+        """Return the path of the sample grid after `step` steps."""
+        return self.path / "samples" / f"step-{step:08d}.png"
+
+    def claim(self, resume: str | None, identity: dict[str, Any], writes: bool = True) -> Path | None:
+        """Check that the run may write the folder, and make it.
+
+        Args:
+            resume: Checkpoint to resume from, "latest", or None for a new run.
+            identity: Settings for `check_identity`.
+            writes: Whether this is the process of the run that writes.
+
+        Returns:
+            The checkpoint to resume from, or None.
+
+        Raises:
+            FileExistsError: If the folder holds another run or later checkpoints, or a run is writing.
+            FileNotFoundError: If the checkpoint to resume from does not exist.
+            ValueError: If the checkpoint is damaged or of another identity, or a part of the folder is
+                a link.
+            OSError: If the folder cannot be written.
+        """
+        check_writable(self.config)
+        if writes and self.path.is_dir():
+            with self.held():  # a run that is writing is told of before a checkpoint is read
+                pass
+        checkpoint = self._checked(resume, identity)
+        self.found = list_checkpoints(self.checkpoints)
+        self.path.mkdir(parents=True, exist_ok=True)
+        return checkpoint
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Lock the folder against other runs."""
+        try:
+            lock = locked(self.path / ".lock")
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"another run is writing in {self.path}; wait for its end, or give another output_dir"
+            ) from error
+        with lock:
+            if self.found not in (None, list_checkpoints(self.checkpoints)):
+                raise FileExistsError(f"another run has written in {self.path}; start again with --resume latest")
+            self.found = None  # from now on only this run writes
+            yield
+
+    def _checked(self, resume: str | None, identity: dict[str, Any]) -> Path | None:
+        """Return the checkpoint to resume from, or None."""
+        checkpoint = find_checkpoint(resume, self.checkpoints) if resume else None
+        inside = checkpoint is not None and self.checkpoints.resolve() == checkpoint.resolve().parent
+        if self.config.exists() and not (inside or resume == "latest"):
+            raise FileExistsError(f"{self.path} holds a run already; give another output_dir, or --resume latest")
+        if resume and checkpoint is None and self.pipeline.exists():
+            raise FileExistsError(
+                f"{self.path} holds a run that has ended, and none of its checkpoints; give another output_dir"
+            )
+        if checkpoint is not None:
+            check_identity(checkpoint, identity)
+            newest = list_checkpoints(self.checkpoints)[-1] if inside else checkpoint
+            if resume != "latest" and newest.name > checkpoint.name:
+                raise FileExistsError(
+                    f"{self.checkpoints} holds later checkpoints than {checkpoint.name}, up to {newest.name}; "
+                    "delete them to go on from it, or give another output_dir"
+                )
+        parts = (self.config, self.metrics, self.checkpoints, self.grid(0).parent, self.pipeline, self.path / "wandb")
+        for path in parts:
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link; a run writes into its own folder only: give another output_dir")
+        return checkpoint
+
+    def start(self, settings: dict[str, Any], circumstances: str) -> None:
+        """Write `config.yaml`, and delete half-written files and the pipeline of an earlier end."""
+        for path in self.path.rglob(".*.partial*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with atomic_path(self.config) as temporary:
+            text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+            temporary.write_text(f"# {circumstances}\n{text}", encoding="utf-8")
+        shutil.rmtree(self.pipeline, ignore_errors=True)

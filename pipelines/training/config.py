@@ -1,4 +1,4 @@
-"""The settings of a run: one frozen dataclass, and what turns it, a model and a scheduler into a file and back."""
+"""Settings of a training run, and their form in files."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -6,17 +6,21 @@ from typing import Any, Literal
 
 from diffusers import ModelMixin, SchedulerMixin
 
-from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed
-from denoiser.plain import plain
-from pipelines import SamplingConfig
+from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed, plain
+from pipelines.sampling import SamplingConfig
+
+_COUNTS = (
+    *("max_steps", "batch_size", "gradient_accumulation_steps", "warmup_steps", "log_every", "sample_every"),
+    *("evaluate_every", "evaluation_images", "checkpoint_every", "checkpoints_kept", "max_skipped_steps"),
+)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images are.
+    """Data settings.
 
     Attributes:
-        root: Folder that holds FashionMNIST's files or gets them, and the cache of resized images.
+        root: Folder of FashionMNIST's files and of the cache of resized images.
     """
 
     root: str = "data"
@@ -27,47 +31,41 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the network is trained. The run ends with `max_steps` or `max_minutes`, whichever comes first.
+    """Training settings. The run ends with `max_steps` or `max_minutes`, whichever comes first.
 
     Attributes:
         max_steps: Optimizer steps.
-        max_minutes: Minutes by the clock, all that it does included; the learning rate follows the clock.
+        max_minutes: Wall-clock minutes, evaluations included; the learning rate follows the clock.
         batch_size: Images in a forward pass of each process.
         gradient_accumulation_steps: Forward passes in an optimizer step.
-        optimizer: "adamw"; or "muon" or "soap", which the extra `[bench]` brings.
-        learning_rate: Peak rate: reached after the warm-up, then decayed to zero along a cosine.
-        warmup_steps: Optimizer steps over which the rate rises linearly.
-        adam_betas: Decay of the first and second moments.
+        learning_rate: Peak learning rate of AdamW, decayed to zero along a cosine.
+        warmup_steps: Optimizer steps of linear warm-up.
+        adam_betas: Decay rates of the first and second moments.
         weight_decay: Decoupled weight decay.
-        max_grad_norm: Norm to which the gradient is clipped.
+        max_grad_norm: Gradient clipping norm.
         ema_decay: Highest decay of the average of the weights.
         ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
-        loss_weighting: What the squared error is of: the "prediction" as it is, the "noise" that follows from it, or
-            "min_snr", the noise's with less weight on the cleanest images (`pipelines.training.noise_levels`).
-        log_normal_levels: Mean and standard deviation of ln(sigma), the noise levels to train on; None for timesteps
-            drawn uniformly.
-        stratified_timesteps: Whether the timesteps of a batch are spread evenly, or drawn independently.
-        label_dropout: Share of the labels replaced by the null label, for classifier-free guidance.
-        mixed_precision: "no", "bf16", "fp16", or "auto": bf16 where the device multiplies it natively, else "no".
-        channels_last: Whether the channels are innermost in memory, which mixed precision is faster with.
-        compile: Whether the network is compiled (`torch.compile`), which takes a minute or two at the start.
-        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
-        seed: Of the data order, the noise, the timesteps, the label dropout and the network's own dropout.
+        loss_weighting: Squared error of the "prediction", or with "min_snr" weights (Hang et al. 2023).
+        label_dropout: Probability of the null label, for classifier-free guidance.
+        mixed_precision: "no", "bf16", "fp16" or "auto": bf16 where the device multiplies it natively.
+        channels_last: Whether channels are innermost in memory, which is faster in mixed precision.
+        compile: Whether to compile the network (`torch.compile`), which takes a minute or two.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, to save memory.
+        seed: Seed of the data order, the noise, the timesteps and the dropout.
         log_every: Steps between lines of metrics.
-        sample_every: Steps between grids of samples.
+        sample_every: Steps between sample grids.
         evaluate_every: Steps between evaluations; the last step is always evaluated.
-        evaluation_images: Samples, and held-out images, of such an evaluation.
+        evaluation_images: Number of samples, and of held-out images, of an evaluation.
         checkpoint_every: Steps between checkpoints.
-        checkpoints_kept: Newest checkpoints kept.
-        keep_every: Steps between checkpoints that are kept for good besides; None for none.
-        max_skipped_steps: Steps in a row whose gradient may be infinite or no number, and that change nothing.
+        checkpoints_kept: Number of newest checkpoints to keep.
+        keep_every: Steps between checkpoints that are kept for good; None for none.
+        max_skipped_steps: Steps in a row with a non-finite gradient after which the run stops.
     """
 
     max_steps: int | None = None
     max_minutes: float | None = None
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
-    optimizer: Literal["adamw", "muon", "soap"] = "adamw"
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     adam_betas: tuple[float, float] = (0.9, 0.99)
@@ -75,9 +73,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     ema_power: float = 2 / 3
-    loss_weighting: Literal["prediction", "noise", "min_snr"] = "prediction"
-    log_normal_levels: tuple[float, float] | None = None
-    stratified_timesteps: bool = True
+    loss_weighting: Literal["prediction", "min_snr"] = "prediction"
     label_dropout: float = 0.1
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = True
@@ -97,20 +93,8 @@ class TrainingConfig:
         check_kinds(self)
         if self.max_steps is None and self.max_minutes is None:
             raise ValueError("the run has no end: give training.max_steps or training.max_minutes")
-        if self.max_steps is not None:
-            check_positive(max_steps=self.max_steps)
-        check_positive(
-            batch_size=self.batch_size,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
-            warmup_steps=self.warmup_steps,
-            log_every=self.log_every,
-            sample_every=self.sample_every,
-            evaluate_every=self.evaluate_every,
-            evaluation_images=self.evaluation_images,
-            checkpoint_every=self.checkpoint_every,
-            checkpoints_kept=self.checkpoints_kept,
-            max_skipped_steps=self.max_skipped_steps,
-        )
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        check_positive(**{name: count for name, count in counts.items() if count is not None})
         if self.keep_every is not None:
             check_divisible("keep_every", self.keep_every, self.checkpoint_every, "checkpoint_every")
         check_seed(self.seed)
@@ -118,7 +102,6 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; it must be a finite number above 0")
-        _check_levels(self.log_normal_levels)
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
@@ -126,18 +109,13 @@ class TrainingConfig:
         check_between(0, 1, ema_decay=self.ema_decay, ema_power=self.ema_power, label_dropout=self.label_dropout)
 
 
-def _check_levels(levels: tuple[float, float] | None) -> None:
-    if levels is not None and not (len(levels) == 2 and math.isfinite(levels[0]) and 0 < levels[1] < math.inf):
-        raise ValueError(f"log_normal_levels are {levels}; give a finite mean and a deviation above 0")
-
-
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where the run is logged besides `metrics.jsonl`.
+    """Weights & Biases settings.
 
     Attributes:
-        mode: Weights & Biases "online", "offline" or "disabled"; "auto" is online with a login and offline without.
-        project: Name of the wandb project; None for that of `WANDB_PROJECT`, or "denoiser".
+        mode: "online", "offline", "disabled" or "auto": online with a login, offline without.
+        project: Name of the project; None for `WANDB_PROJECT`, or "denoiser".
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -149,15 +127,15 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run depends on besides its model and its scheduler.
+    """Settings of a run, apart from its network and its noise schedule.
 
     Attributes:
         output_dir: Run folder, made by the run.
-        training: How the network is trained.
-        data: Where the images are.
-        sampling: How the grids of samples are made.
-        tracking: Where the run is logged.
-        resume: Checkpoint folder to go on from, or "latest" for the newest in `output_dir` (or a new start).
+        training: Training settings.
+        data: Data settings.
+        sampling: Sampling settings of the sample grids.
+        tracking: Weights & Biases settings.
+        resume: Checkpoint to resume from, or "latest" for the newest in `output_dir`, if there is any.
     """
 
     output_dir: str
@@ -174,28 +152,28 @@ class RunConfig:
 
 
 def architecture(model: ModelMixin) -> dict[str, Any]:
-    """Return what rebuilds the model without its weights: the import path of its class and its arguments."""
+    """Return the import path of the model's class and its arguments."""
     path = f"{type(model).__module__}.{type(model).__qualname__}"
     return {"class_path": path, "init_args": _public(model.config)}
 
 
-def components(model: ModelMixin, scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Return what rebuilds the model and the scheduler, as plain values."""
-    return {"model": architecture(model), "scheduler": _public(scheduler.config)}
+def components(model: ModelMixin, noise_schedule: SchedulerMixin) -> dict[str, Any]:
+    """Return what rebuilds the model and the noise schedule, as the sections of a config file."""
+    return {"model": architecture(model), "scheduler": _public(noise_schedule.config)}
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run as plain values, in the shape of a config file."""
+    """Return the settings of a run as the sections of a config file."""
     return _plain(asdict(config))
 
 
 def _public(component_config: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what diffusers notes down: the folder of the weights, and defaults, with positional arguments in it."""
+    """Leave out diffusers' private entries, such as the folder of the weights."""
     return _plain({name: value for name, value in component_config.items() if not name.startswith("_")})
 
 
 def _plain(value: Any) -> Any:
-    """Turn tuples and arrays into lists, and numbers into Python's own, which is what YAML and JSON have."""
+    """Convert tuples and arrays to lists and numbers to Python's, as YAML and JSON have them."""
     value = plain(value)
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}

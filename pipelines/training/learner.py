@@ -1,4 +1,4 @@
-"""One training step, and all that it changes: the weights, the optimizer's state, the average of the weights."""
+"""One optimizer step, and the state that it changes: weights, optimizer, average of the weights."""
 
 import logging
 from typing import Any
@@ -8,117 +8,104 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 
-from denoiser.checks import pair
-from denoiser.data import ImageSet
+from denoiser.checks import pair, plain
+from denoiser.data import ImageSet, RandomBatch, drop_labels, random_batch
 from denoiser.device import in_best_layout
-from denoiser.embeddings import drop_labels
-from denoiser.plain import plain
 from denoiser.processes import whole
 from denoiser.randomness import NETWORK, seeded_generator
-from pipelines import DenoisingPipeline
-from pipelines.training.averaging import averaged_model
+from pipelines.denoising import DenoisingPipeline
 from pipelines.training.budget import learning_rate
 from pipelines.training.config import TrainingConfig, components
-from pipelines.training.draws import Draws, draw
-from pipelines.training.metrics import Window
-from pipelines.training.noise_levels import loss_weights, timestep_table
-from pipelines.training.objective import check_noise_schedule, denoising_loss
-from pipelines.training.optimizers import make_optimizer
+from pipelines.training.ema import averaged_model
+from pipelines.training.loss import check_noise_schedule, denoising_loss, loss_weights
+from pipelines.training.metrics import Validation, Window
 
 logger = logging.getLogger(__name__)
 
 
 class Learner:
-    """Takes training steps.
+    """Takes optimizer steps on a network.
 
-    Networks draw their dropout from PyTorch's global generator, so each pass seeds that. All other draws are the same
-    however many processes and passes share a batch; dropout's are each pass's own.
+    A network's own dropout comes from PyTorch's global generator, which each forward pass seeds. All
+    other randomness is independent of the number of processes and passes that share a batch.
 
     Args:
-        training: How the network is trained.
-        model: Backbone with `UNet2DModel`'s call contract; it is trained in place.
-        scheduler: Noise levels and prediction type.
+        training: Training settings.
+        model: Network with `UNet2DModel`'s call contract, trained in place.
+        noise_schedule: Noise levels and prediction type.
         accelerator: From `start_accelerator`.
         images: Training set, of the model's size.
 
     Attributes:
         step: Optimizer steps taken.
-        window: Figures of the steps since it was last set anew.
-        skipped: Whether the last step changed nothing, because its gradient was not finite.
-        optimizers: All that the steps are taken with, the model's first.
-        own_scheduler: What the pipeline of the trained network is saved with.
-        denoises: Whether the network learns to denoise at every noise level, so that a loss on held-out images tells.
-        distillation: What a checkpoint of a distillation is bound to besides; empty for a training.
+        window: Metrics since it was last replaced.
+        skipped: Whether the last step was skipped for a non-finite gradient.
+        optimizers: Optimizers of all the networks in training, the model's first.
+        sampler: Scheduler that the trained pipeline is saved with.
 
     Raises:
-        ValueError: If the images do not fit the model, the noise schedule cannot work, or the optimizer is missing.
+        ValueError: If the images do not fit the model, or the noise schedule is invalid.
     """
-
-    denoises = True
 
     def __init__(
         self,
         training: TrainingConfig,
         model: ModelMixin,
-        scheduler: DDPMScheduler,
+        noise_schedule: DDPMScheduler,
         accelerator: Accelerator,
         images: ImageSet,
     ) -> None:
-        if not isinstance(scheduler, DDPMScheduler):
-            raise ValueError(f"the scheduler is a {type(scheduler).__name__}; a training takes a DDPMScheduler")
+        if not isinstance(noise_schedule, DDPMScheduler):
+            raise ValueError(f"the scheduler is a {type(noise_schedule).__name__}; a training takes a DDPMScheduler")
         _check_image_set(images)
-        for part in (model, scheduler):  # whose numbers are written to files
+        for part in (model, noise_schedule):  # whose numbers are written to files
             part.register_to_config(**plain({name: part.config[name] for name in part.config if name[0] != "_"}))
-        self.training, self.scheduler, self.accelerator = training, scheduler, accelerator
+        self.training, self.noise_schedule, self.accelerator = training, noise_schedule, accelerator
         self.images = images.to(accelerator.device)
         self.raw_model: ModelMixin = model
-        self.components = components(model, scheduler)  # before FSDP makes another class of it
+        self.components = components(model, noise_schedule)  # before FSDP makes another class of it
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
         self.check_images(images)
         self._check_label_dropout()
-        check_noise_schedule(scheduler)
-        if (training.loss_weighting, scheduler.config.prediction_type) == ("noise", "epsilon"):
-            raise ValueError(
-                "loss_weighting is noise, and changes nothing: the network predicts the noise; leave it out"
-            )
+        check_noise_schedule(noise_schedule)
 
-        self.timestep_table = timestep_table(scheduler, training.log_normal_levels).to(accelerator.device)
-        self.loss_weights = loss_weights(scheduler, training.loss_weighting).to(accelerator.device)
-        self.optimizers: list[torch.optim.Optimizer] = []
+        self.loss_weights = loss_weights(noise_schedule, training.loss_weighting).to(accelerator.device)
+        self.optimizers: list[Optimizer] = []
         self.model = self._prepare(model)
-        self.own_scheduler: SchedulerMixin = scheduler
-        self.distillation: dict[str, Any] = {}
-        self.ema = self.new_average(training.ema_power)
+        self.sampler: SchedulerMixin = noise_schedule
+        self.ema = EMAModel(
+            model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
+        )
         self.step = 0
         self.skipped, self.skipped_in_a_row = False, 0
         self.window = self.new_window()
 
     def described(self) -> dict[str, Any]:
-        """Return what the config file of a run names besides the run's settings."""
+        """Return the sections of the run's config file besides its settings."""
+        return self.components
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a checkpoint must share with the run that loads it."""
         return self.components
 
     def new_window(self) -> Window:
-        """Return an empty window for the figures to come."""
-        return Window(self.scheduler.config.num_train_timesteps, self.accelerator.device)
-
-    def new_average(self, power: float) -> EMAModel:
-        """Return an average that starts at the present weights; its decay at step n is 1 - (1 + n)^-power."""
-        decay = self.training.ema_decay
-        return EMAModel(self.raw_model.parameters(), decay=decay, use_ema_warmup=True, power=power, foreach=True)
+        """Return empty metrics."""
+        return Window(self.noise_schedule.config.num_train_timesteps, self.accelerator.device)
 
     def take_step(self, progress: float) -> float:
-        """Take one optimizer step; one whose gradient is not finite changes nothing, and is counted.
+        """Take one optimizer step, or skip it if its gradient is not finite.
 
         Args:
-            progress: Share of the budget used, 0 to 1: the learning rate follows it.
+            progress: Fraction of the run that is over, 0 to 1; the learning rate follows it.
 
         Returns:
-            The loss of this process's images.
+            The mean loss of this process's images.
 
         Raises:
-            FloatingPointError: If that happens in `max_skipped_steps` steps in a row.
+            FloatingPointError: If `max_skipped_steps` steps in a row were skipped.
         """
         rate = learning_rate(self.training.learning_rate, self.training.warmup_steps, self.step, progress)
         for optimizer in self.optimizers:
@@ -142,73 +129,78 @@ class Learner:
             raise FloatingPointError(f"the gradient was not finite in {self.skipped_in_a_row} steps up to {self.step}")
         return loss
 
-    def pipeline(self, scheduler: SchedulerMixin | None = None, ema: EMAModel | None = None) -> DenoisingPipeline:
-        """Return the pipeline of the averaged weights, its progress bar off.
-
-        Args:
-            scheduler: What to draw with, in the place of what it is saved with.
-            ema: Another average than the learner's own.
-        """
+    def pipeline(self, sampler: SchedulerMixin | None = None) -> DenoisingPipeline:
+        """Return the pipeline of the averaged weights, with `sampler` instead of the learner's if given."""
         names = None if self.num_classes is None else self.images.class_names
-        model = averaged_model(self.raw_model, ema or self.ema, self.scheduler, self.images)
-        pipeline = DenoisingPipeline(model, scheduler or self.own_scheduler, names)
+        model = averaged_model(self.raw_model, self.ema, self.noise_schedule, self.images)
+        pipeline = DenoisingPipeline(model, sampler or self.sampler, names)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def validate(self, validation: Validation, sampler: SchedulerMixin) -> dict[str, float]:
+        """Return the held-out loss and the Fréchet distance of the averaged weights, in training precision."""
+        pipeline = self.pipeline(sampler)
+        with self.accelerator.autocast():
+            return {**validation.held_out_loss(pipeline, self.noise_schedule), **validation.frechet_distance(pipeline)}
+
     @property
     def images_per_step(self) -> int:
-        """Images in a step: of all processes and all accumulated passes."""
+        """Images in a step, of all processes and all accumulated passes."""
         training = self.training
         return training.batch_size * self.accelerator.num_processes * training.gradient_accumulation_steps
 
     def _prepare(self, model: ModelMixin) -> nn.Module:
-        """Return a network made ready to be trained, and add its optimizer."""
-        if self.training.channels_last:
+        """Prepare a network for training, and add its optimizer."""
+        training = self.training
+        if training.channels_last:
             in_best_layout(model)
-        if self.training.gradient_checkpointing:
+        if training.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        prepared, optimizer = self.accelerator.prepare(model, make_optimizer(self.training, model))
+        optimizer = AdamW(
+            model.parameters(),
+            lr=training.learning_rate,
+            betas=training.adam_betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        prepared, optimizer = self.accelerator.prepare(model, optimizer)
         self.optimizers.append(optimizer)
         return prepared
 
     def _learn(self) -> Tensor:
-        """Change the weights once; returns this process's loss."""
+        """Update the weights once; returns this process's loss."""
         with self.window.timed("data"):
-            draws = self._draw()
-        losses = [self._backward(draws, micro) for micro in range(self.training.gradient_accumulation_steps)]
+            batch = self._random_batch()
+        losses = [self._backward(batch, micro) for micro in range(self.training.gradient_accumulation_steps)]
         return torch.stack(losses).mean()
 
-    def _draw(self) -> Draws:
-        """Draw for the global batch."""
-        training = self.training
-        return draw(
-            seed=training.seed,
+    def _random_batch(self) -> RandomBatch:
+        return random_batch(
+            seed=self.training.seed,
             step=self.step,
             batch_size=self.images_per_step,
             image_shape=self.image_shape,
             num_images=len(self.images),
-            num_timesteps=self.scheduler.config.num_train_timesteps,
-            label_dropout=training.label_dropout,
-            stratified_timesteps=training.stratified_timesteps,
+            num_timesteps=self.noise_schedule.config.num_train_timesteps,
+            label_dropout=self.training.label_dropout,
         )
 
-    def _backward(self, draws: Draws, micro_step: int) -> Tensor:
-        """Pass this process's share of the draws forward and backward, and step when all has been passed."""
+    def _backward(self, batch: RandomBatch, micro_step: int) -> Tensor:
+        """Pass this process's part of the batch forward and backward, and step after the last part."""
         accelerator, length = self.accelerator, self.training.batch_size
         with self.window.timed("data"):
             start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
-            part = draws.part(start, length).to(accelerator.device)
-            timesteps = self.timestep_table[part.timesteps]
-            images, class_labels = self._batch(part)
+            part = batch.part(start, length).to(accelerator.device)
+            images, class_labels = self._images(part)
         self._seed_network(start)
         with accelerator.accumulate(self.model):
-            losses = denoising_loss(self.model, self.scheduler, images, part.noise, timesteps, class_labels)
-            self._step(self.model, self.optimizers[0], (losses * self.loss_weights[timesteps]).mean())
-        self.window.count(losses.detach(), timesteps)
+            losses = denoising_loss(self.model, self.noise_schedule, images, part.noise, part.timesteps, class_labels)
+            self._step(self.model, self.optimizers[0], (losses * self.loss_weights[part.timesteps]).mean())
+        self.window.count(losses.detach(), part.timesteps)
         return losses.detach().mean()
 
-    def _step(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Pass a loss backward and, when all of the batch has been, step unless the gradient is not finite."""
+    def _step(self, model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
+        """Pass a loss backward; after the last pass, step unless the gradient is not finite."""
         accelerator = self.accelerator
         accelerator.backward(loss)
         if accelerator.sync_gradients:
@@ -216,7 +208,7 @@ class Learner:
             if not norm.isfinite():
                 self.skipped = True
                 logger.warning("step %d is skipped: its gradient is not finite", self.step + 1)
-                if accelerator.mixed_precision != "fp16":  # whose scaler skips the step itself, and finds its scale so
+                if accelerator.mixed_precision != "fp16":  # whose scaler skips the step, and adapts its scale by that
                     optimizer.zero_grad()
                     return
             elif model is self.model:
@@ -224,19 +216,19 @@ class Learner:
         optimizer.step()
         optimizer.zero_grad()
 
-    def _batch(self, part: Draws) -> tuple[Tensor, Tensor | None]:
-        """Return images in [-1, 1] and their labels, some dropped; None for an unconditional network."""
+    def _images(self, part: RandomBatch) -> tuple[Tensor, Tensor | None]:
+        """Return images in [-1, 1] and their labels; None for an unconditional network."""
         images, labels = self.images.batch(part.indices)
         if self.num_classes is None:
             return images, None
         return images, drop_labels(labels, self.num_classes, part.label_dropped)
 
     def _seed_network(self, start: int) -> None:
-        """Seed a network's own draws, such as dropout, which come from PyTorch's global generator."""
+        """Seed PyTorch's global generator, which the network's dropout uses."""
         torch.manual_seed(seeded_generator(NETWORK, self.training.seed, self.step, start).initial_seed())
 
     def check_images(self, images: ImageSet) -> None:
-        """Raise `ValueError` if the network has other channels, sizes or classes than the images."""
+        """Raise `ValueError` if the channels, sizes or classes of the images are not the network's."""
         _check_image_set(images)
         shape, names = tuple(images.images.shape[1:]), images.class_names
         if shape != self.image_shape:
@@ -247,20 +239,19 @@ class Learner:
             raise ValueError(f"the model has num_class_embeds {self.num_classes}, the images have {len(names)} classes")
 
     def _check_label_dropout(self) -> None:
-        """Raise `ValueError` if labels shall be dropped, and the network has none or no null label."""
-        share, network = self.training.label_dropout, type(self.raw_model).__name__
+        """Raise `ValueError` if labels are to be dropped and the network has none, or no null label."""
+        rate, network = self.training.label_dropout, type(self.raw_model).__name__
         if (kind := self.raw_model.config.get("class_embed_type")) is not None:
             raise ValueError(f"class_embed_type is {kind}, and labels here are indices of classes; leave it out")
-        if self.num_classes is None and share not in (0, TrainingConfig.label_dropout):
-            raise ValueError(f"label_dropout is {share}, and the network takes no labels; leave it out")
-        if self.num_classes is not None and share and getattr(self.raw_model, "null_label", None) is None:
+        if self.num_classes is None and rate not in (0, TrainingConfig.label_dropout):
+            raise ValueError(f"label_dropout is {rate}, and the network takes no labels; leave it out")
+        if self.num_classes is not None and rate and getattr(self.raw_model, "null_label", None) is None:
             raise ValueError(
-                f"label_dropout is {share}, and {network} has no null label to put in a label's place; give "
+                f"label_dropout is {rate}, and {network} has no null label to put in a label's place; give "
                 "--training.label_dropout 0"
             )
 
 
 def _check_image_set(images: ImageSet) -> None:
-    """Raise `ValueError` if the images are not an `ImageSet`."""
     if not isinstance(images, ImageSet):
         raise ValueError(f"the images are a {type(images).__name__}; give a denoiser.data.ImageSet")

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: it finishes its step and saves first."""
+"""Signals that end a run after its current step, with a checkpoint."""
 
 import os
 import signal
@@ -12,21 +12,19 @@ from accelerate import Accelerator
 
 from denoiser.environment import launcher
 
-# What the process ends with: a run that its user or its scheduler (Slurm's --signal=USR1) stops ends well.
+# Exit statuses. A run stopped by its user or by Slurm (--signal=USR1) ends with 0.
 STATUS_BY_NAME = {"SIGINT": 0, "SIGUSR1": 0, "SIGTERM": 143}
 EXIT_STATUS = {signal.Signals[name]: status for name, status in STATUS_BY_NAME.items() if hasattr(signal, name)}
 SAME_SIGNAL = 1.0
 
 
 class StopSignals:
-    """Notes the first of the signals while the block runs; a second SIGINT stops at once, as it always does.
+    """Context that records the first stop signal. A second SIGINT raises `KeyboardInterrupt`.
 
-    A launcher passes on the SIGINT of a terminal that has reached its processes too, so a second one within
-    `SAME_SIGNAL` seconds is the first.
-
-    A launcher that a signal ends without passing it on, as `accelerate launch` is, leaves its processes to another
-    parent: that counts as SIGTERM. Outside of the main thread, where Python lets nobody listen, signals do what they
-    would do without it.
+    A terminal's SIGINT reaches a process both directly and through its launcher, so one within
+    `SAME_SIGNAL` seconds of the first is ignored. `accelerate launch` may die of a signal without
+    passing it on; the process then has another parent, which counts as SIGTERM. Outside of the main
+    thread, signals are not handled.
     """
 
     def __init__(self) -> None:
@@ -35,19 +33,19 @@ class StopSignals:
         self.launcher = os.getppid() if launcher() else None
 
     def __enter__(self) -> Self:
-        """Listen."""
+        """Install the handlers."""
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the signals do what they did before."""
+        """Restore the former handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
-        """Return the signal that one of the processes got, the same on all of them; every process has to ask."""
+        """Return the signal that any process got, the same on all; every process has to call this."""
         if self.launcher not in (None, os.getppid()):
             self.noted = self.noted or signal.SIGTERM
         if accelerator.num_processes == 1:

@@ -1,4 +1,4 @@
-"""Where a run's figures go: `metrics.jsonl` in the run folder always, and wandb through Accelerate's tracker."""
+"""Logging of a run: `metrics.jsonl`, and wandb through Accelerate's tracker."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ from PIL import Image
 
 from denoiser.files import atomic_path
 from denoiser.processes import one_line, optional, tell
+from pipelines.training.checkpoint import RunFolder
 from pipelines.training.config import TrackingConfig
-from pipelines.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,7 @@ LONGEST_NAME = 128  # of an artifact
 
 
 def settle_tracking(config: TrackingConfig) -> tuple[TrackingConfig, list[str]]:
-    """Weigh wandb's own settings, of the environment and of its files, against the run's.
-
-    Returns:
-        The settings, with the mode and the project that wandb's decide where the run leaves them open; and a line for
-        each variable that is ignored.
-
-    Raises:
-        ValueError: If wandb refuses a mode or a project.
-    """
+    """Merge wandb's own settings, from its variables and files, into those that the run leaves open."""
     if config.mode == "disabled":
         return config, []
     theirs = _wandb_settings()
@@ -66,13 +58,13 @@ def settle_tracking(config: TrackingConfig) -> tuple[TrackingConfig, list[str]]:
 
 
 def _told(ignored: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable that is set and ignored, with the reason."""
+    """Return a line with the reason for each variable that is set and ignored."""
     return [f"{name}={os.environ[name]} is ignored: {reason}" for name, reason in ignored.items() if name in os.environ]
 
 
 def _wandb_settings(**settings: Any) -> Any:
-    """Return wandb's settings: what its files say, over that the environment, over that what is given."""
-    import wandb  # only where it is needed: whoever turns tracking off need not wait for it
+    """Return wandb's settings, of its files, the environment and the arguments, in rising priority."""
+    import wandb  # a slow import, which a run without tracking does without
 
     try:
         known = wandb.setup().settings.model_copy()
@@ -98,27 +90,9 @@ def _can_log_in() -> bool:
 
 
 def start_wandb(
-    accelerator: Accelerator,
-    config: TrackingConfig,
-    run_dir: Path,
-    settings: dict[str, Any],
-    run_id: str | None = None,
+    accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any], run_id: str | None = None
 ) -> str:
-    """Start a wandb run through Accelerate, or go on with one.
-
-    Args:
-        accelerator: Made with `log_with="wandb"`.
-        config: Mode and project.
-        run_dir: Folder whose name the run has, and whose `wandb` folder it is logged to.
-        settings: Logged beside the figures.
-        run_id: Of the run to go on with, if there is one of this id.
-
-    Returns:
-        The mode: online, offline or disabled.
-
-    Raises:
-        ValueError: If wandb was asked to log online and cannot, or refuses a mode or a project.
-    """
+    """Start or resume a wandb run through Accelerate."""
     wanted = config.mode
     config, lines = settle_tracking(config)
     tell([*lines, *_told(OF_THE_FOLDER if run_id else {})])
@@ -141,16 +115,16 @@ def start_wandb(
 
 
 def close_wandb(accelerator: Accelerator, run_dir: Path) -> str | None:
-    """Close wandb, and return the command that uploads what is logged offline, or None if there is nothing to upload.
+    """Close wandb and return the command that uploads an offline run, or None.
 
-    A run that was resumed has a folder for each part, to be uploaded in their order.
+    A resumed run has a folder for each part, uploaded in order.
     """
     import wandb
 
     with optional("closing wandb"):
         accelerator.end_training()
-        if wandb.run is None:  # or a run of somebody else in this process would end
-            wandb.teardown()  # waits until all is written, which wandb's own process may still be at
+        if wandb.run is None:  # otherwise another run of this process would end
+            wandb.teardown()  # waits for wandb's own process to write its files
     parts = sorted((run_dir / "wandb").glob("offline-run-*"))
     parts = [part for part in parts if not any(part.glob("*.synced"))]
     if not parts or not accelerator.is_main_process:
@@ -160,7 +134,7 @@ def close_wandb(accelerator: Accelerator, run_dir: Path) -> str | None:
 
 
 def wandb_id(run_dir: Path, writes: bool) -> str:
-    """Return the id of the wandb run that a run folder is logged as, which the folder keeps."""
+    """Return the id of a run folder's wandb run, which the folder keeps."""
     path = run_dir / "wandb_id"
     if not path.is_file() and writes:
         with atomic_path(path) as temporary:
@@ -169,17 +143,17 @@ def wandb_id(run_dir: Path, writes: bool) -> str:
 
 
 class Tracker:
-    """Writes the figures and pictures of a run, on the main process only.
+    """Logs metrics and images of a run, on the main process.
 
     Args:
         accelerator: Made with `log_with="wandb"` unless the mode is "disabled".
         config: Mode and project.
         folder: Run folder.
-        settings: The resolved config of the run, logged beside its figures.
-        first_step: Step at which the run goes on; lines of `metrics.jsonl` beyond it are dropped.
+        settings: Settings of the run, to log.
+        first_step: First step of the run; later lines of `metrics.jsonl` are dropped.
 
     Raises:
-        ValueError: If wandb was asked to log online and cannot.
+        ValueError: If wandb cannot log online as asked.
     """
 
     def __init__(
@@ -193,7 +167,7 @@ class Tracker:
         self.accelerator = accelerator
         self.metrics_path, self.run_dir = folder.metrics, folder.path
         self.mode: str = config.mode
-        self.written, self.unwritten = 0, b""  # the length of the file's whole lines, and what could not be added
+        self.written, self.unwritten = 0, b""  # bytes in the file's whole lines, and lines to be added
         if accelerator.is_main_process:
             self._drop_metrics_after(first_step)
         if config.mode != "disabled":
@@ -201,7 +175,7 @@ class Tracker:
             self.mode = start_wandb(accelerator, config, folder.path, settings, run_id)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Append a line of figures; where that fails, as on a full disk, the next line brings it along."""
+        """Append a line of metrics; after a failure, such as a full disk, the next line brings it along."""
         if self.accelerator.is_main_process:
             self.unwritten += json.dumps({"step": step, **metrics}).encode() + b"\n"
             self._write()
@@ -209,7 +183,7 @@ class Tracker:
             self.accelerator.log(metrics, step=step)
 
     def _write(self) -> None:
-        """Append the lines that are not in the file yet."""
+        """Append the lines that are not in the file."""
         try:
             with self.metrics_path.open("ab") as file:
                 file.truncate(self.written)
@@ -222,7 +196,7 @@ class Tracker:
             self.written, self.unwritten = self.written + len(self.unwritten), b""
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        """Log a picture to wandb."""
+        """Log an image to wandb."""
         for tracker in self.accelerator.trackers:
             with optional("logging a picture to wandb"):
                 tracker.log_images({name: [image]}, step=step)
@@ -240,13 +214,13 @@ class Tracker:
             self.accelerator.get_tracker("wandb", unwrap=True).log_artifact(artifact)
 
     def finish(self) -> str | None:
-        """Close wandb. Returns the command that uploads what is logged offline, or None if there is nothing."""
+        """Close wandb and return the command that uploads an offline run, or None."""
         if self.unwritten:
             self._write()
         return None if self.mode == "disabled" else close_wandb(self.accelerator, self.run_dir)
 
     def _drop_metrics_after(self, step: int) -> None:
-        """Drop the lines beyond `step`, and the one that was cut short when the run was killed."""
+        """Drop the lines after `step`, and a line that a kill cut short."""
         if self.metrics_path.exists():
             lines = self.metrics_path.read_bytes().splitlines()
             with atomic_path(self.metrics_path) as temporary:
@@ -255,7 +229,7 @@ class Tracker:
 
 
 def _step_of(line: bytes) -> float:
-    """Return the step of a line of metrics, infinite if the line is not whole."""
+    """Return the step of a line of metrics, infinite for a broken line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, KeyError, RecursionError):

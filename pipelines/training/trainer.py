@@ -1,4 +1,4 @@
-"""The training loop: the loop decides when, the step says what."""
+"""The training loop."""
 
 import logging
 import sys
@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
-from diffusers import DDPMScheduler, ModelMixin
-from tqdm import tqdm
+from accelerate.utils import DynamoBackend, tqdm
 
 from denoiser.data import ImageSet
 from denoiser.device import choose_mixed_precision, compilation, must_use_cpu
 from denoiser.environment import recorded, settle_training
 from denoiser.files import atomic_path
 from denoiser.processes import check_splitting, optional, start_process, tell
-from pipelines import DenoisingPipeline, check_sampling, draw_samples, image_grid, make_scheduler, save_image
+from pipelines.denoising import DenoisingPipeline
+from pipelines.images import image_grid, save_image
+from pipelines.sampling import check_sampling, sample_images
+from pipelines.schedulers import make_scheduler
 from pipelines.training.budget import Budget
 from pipelines.training.card import write_card
-from pipelines.training.checkpoint import Progress, drop_checkpoints, load_checkpoint, save_checkpoint, step_of
+from pipelines.training.checkpoint import (
+    Progress,
+    RunFolder,
+    drop_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 from pipelines.training.config import RunConfig, settings
 from pipelines.training.learner import Learner
-from pipelines.training.probe import Probe
-from pipelines.training.run_folder import RunFolder
+from pipelines.training.metrics import Validation
 from pipelines.training.signals import EXIT_STATUS, StopSignals
 from pipelines.training.tracking import Tracker, settle_tracking
 
@@ -32,10 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
-    """Set up device, precision and processes as the launcher and the config say.
+    """Set up the device, the precision and the processes of a run.
 
     Raises:
-        ValueError: If the device cannot train in the precision asked for, or compile, or weights cannot be split so.
+        ValueError: If the device does not support the precision, compilation or splitting of weights.
     """
     state, training = start_process(), config.training
     accumulation = training.gradient_accumulation_steps
@@ -54,66 +61,56 @@ def start_accelerator(config: RunConfig) -> Accelerator:
 
 
 def as_run(config: RunConfig, accelerator: Accelerator) -> RunConfig:
-    """Return the settings with what the accelerator does in the place of what was left to the device or environment."""
+    """Return the settings with the precision, compilation and tracking that the accelerator resolved."""
     compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
     training = replace(config.training, mixed_precision=accelerator.mixed_precision, compile=compiled)
     return replace(config, training=training, tracking=settle_tracking(config.tracking)[0])
 
 
 class Trainer:
-    """Trains a backbone as the noise-prediction network of a DDPM, and leaves a run folder.
+    """Runs the training of a learner, and writes its run folder.
 
-    The folder gets `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end, `pipeline/` with the
-    averaged weights.
+    The folder gets `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/` and, at the end,
+    `pipeline/` with the averaged weights.
 
     Args:
         config: Settings of the run.
-        model: Backbone with `UNet2DModel`'s call contract; it is trained in place.
-        scheduler: Noise levels and prediction type.
-        accelerator: From `start_accelerator`.
-        images: Training set, of the model's size.
-        held_out: Images for the evaluations, never trained on; without them there are none.
-        command: What a user types to make this run, for the model card.
-        learner: What takes the steps, in the place of a plain `Learner` of the model and the images.
+        learner: Takes the optimizer steps; made with `config.training`.
+        held_out: Images for evaluations, not used in training; None for no evaluations.
+        command: Command line of the run, for the model card.
 
     Raises:
-        ValueError: If the images do not fit the model, the noise schedule cannot work, or the checkpoint to resume from
-            is of another architecture, noise schedule, optimizer or distillation.
-        FileExistsError: If the run folder holds a run already and the config does not resume it.
-        FileNotFoundError: If the checkpoint to resume from is none.
+        ValueError: If the learner has other settings, the sampler does not support the network, or the
+            checkpoint to resume from is of another network or noise schedule.
+        FileExistsError: If the run folder holds a run that is not resumed.
+        FileNotFoundError: If the checkpoint to resume from does not exist.
         OSError: If the run folder cannot be written.
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        model: ModelMixin,
-        scheduler: DDPMScheduler,
-        accelerator: Accelerator,
-        images: ImageSet,
-        held_out: ImageSet | None = None,
-        command: str | None = None,
-        learner: Learner | None = None,
+        self, config: RunConfig, learner: Learner, held_out: ImageSet | None = None, command: str | None = None
     ) -> None:
+        if learner.training != config.training:
+            raise ValueError("the learner has other training settings; make it with config.training")
+        accelerator = learner.accelerator
         config = as_run(config, accelerator)
         training = config.training
-        self.config, self.training, self.scheduler, self.accelerator = config, training, scheduler, accelerator
+        self.config, self.training, self.learner, self.accelerator = config, training, learner, accelerator
         self.command = command
-        self.learner = learner or Learner(training, model, scheduler, accelerator, images)
-        self.sampler = make_scheduler(config.sampling.scheduler, self.learner.own_scheduler.config)
-        check_sampling(config.sampling, model, self.sampler)
-        self.probe: Probe | None = None
+        self.sampler = make_scheduler(config.sampling.scheduler, learner.sampler.config)
+        check_sampling(config.sampling, learner.raw_model, self.sampler)
+        self.validation: Validation | None = None
         if held_out is not None:
-            self.learner.check_images(held_out)
-            self.probe = Probe(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
+            learner.check_images(held_out)
+            self.validation = Validation(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
-        self.last_checkpoint = self.folder.claim(config.resume, self._bound_to(), accelerator.is_main_process)
+        self.last_checkpoint = self.folder.claim(config.resume, self._identity(), accelerator.is_main_process)
         accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
         progress = Progress()
         if self.last_checkpoint is not None:
-            progress = load_checkpoint(accelerator, self.last_checkpoint, self.learner.ema, self.learner.optimizers)
-        self.learner.step = progress.step
+            progress = load_checkpoint(accelerator, self.last_checkpoint, learner.ema, learner.optimizers)
+        learner.step = progress.step
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
 
     @property
@@ -123,21 +120,21 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is used up and the pipeline saved."""
+        """Whether the run is over and its pipeline saved."""
         return self.budget.progress(self.step, self.accelerator) >= 1 and self.folder.pipeline.exists()
 
     def train(self) -> str | None:
-        """Train to the end of the budget and save the pipeline.
+        """Train to the end and save the pipeline.
 
-        SIGINT, SIGTERM and SIGUSR1 end it after the step that it is in, with a checkpoint of that step.
+        SIGINT, SIGTERM and SIGUSR1 end the run after the current step, with a checkpoint.
 
         Returns:
-            The command that uploads the run to wandb, or None if there is nothing to upload.
+            The command that uploads an offline run to wandb, or None.
 
         Raises:
             FileExistsError: If another run is writing in the run folder.
             FloatingPointError: If the gradient is not finite in too many steps in a row.
-            SystemExit: If a signal ended it, with 143 for SIGTERM and 0 for the others.
+            SystemExit: If a signal ended the run, with status 143 for SIGTERM and 0 for the others.
         """
         with self.folder.held() if self.accelerator.is_main_process else nullcontext():
             return self._train()
@@ -171,9 +168,9 @@ class Trainer:
             return tracker.finish()
 
     def _after_step(self, last: bool, stopped: bool, tracker: Tracker) -> None:
-        """Evaluate, log, draw and save: what is due after this step, and all of it after the last.
+        """Evaluate, log, sample and save as due after this step; all of it after the last.
 
-        A checkpoint comes with a line of figures, so that the next line is of the steps after it in a resumed run too.
+        A checkpoint comes with a line of metrics, so that a resumed run starts a new window there.
         """
         training = self.training
         evaluated = last or self.step % training.evaluate_every == 0
@@ -188,8 +185,8 @@ class Trainer:
         if saved and (last or stopped or not self.learner.skipped):  # so that the last is from before it went wrong
             self._save_checkpoint()
 
-    def _train_step(self, progress: float, bar: "tqdm[Any]") -> None:
-        """Take one optimizer step and tell of it on the bar."""
+    def _train_step(self, progress: float, bar: Any) -> None:
+        """Take one optimizer step and update the progress bar."""
         try:
             loss = self.learner.take_step(progress)
         except FloatingPointError as error:
@@ -210,45 +207,44 @@ class Trainer:
         return {**self.learner.window.summary(self.accelerator), "learning_rate": rate, "seconds": self.budget.seconds}
 
     def _evaluate(self) -> None:
-        if self.probe is None:
+        if self.validation is None:
             return
-        pipeline, scheduler = self.learner.pipeline(self.sampler), self.scheduler if self.learner.denoises else None
         self.evaluation = {}
-        with optional("an evaluation"), self.accelerator.autocast():  # as in training, for speed
-            self.evaluation = self.probe.figures(pipeline, scheduler)
+        with optional("an evaluation"):
+            self.evaluation = self.learner.validate(self.validation, self.sampler)
 
     def _save_pipeline(self, tracker: Tracker) -> None:
-        """Save what the run is for, with its card."""
+        """Save the pipeline, with its model card."""
         if not self.evaluation:
             self._evaluate()  # the run was killed between its last checkpoint and here
-        pipeline, drawing = self.pipeline(), self.learner.pipeline(self.sampler)
+        pipeline, sampling_pipeline = self.pipeline(), self.learner.pipeline(self.sampler)
         if self.accelerator.is_main_process:
             with atomic_path(self.folder.pipeline) as temporary:
                 pipeline.save_pretrained(temporary)
                 sampling, progress = self.config.sampling, Progress(self.step, self.budget.seconds)
                 with optional("the model card"):
-                    grid = image_grid(draw_samples(drawing, sampling))
+                    grid = image_grid(sample_images(sampling_pipeline, **sampling.arguments()))
                     write_card(temporary, grid, pipeline, sampling, progress, self.evaluation, self.command)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
 
     def _show_samples(self, tracker: Tracker) -> None:
-        """Draw a grid with the averaged weights, from the same noise each time."""
+        """Save a sample grid of the averaged weights, from the same noise each time."""
         pipeline = self.learner.pipeline(self.sampler)
         if self.accelerator.is_main_process:
             path = self.folder.grid(self.step)
             with optional(f"the grid {path}"):
-                grid = image_grid(draw_samples(pipeline, self.config.sampling))
+                grid = image_grid(sample_images(pipeline, **self.config.sampling.arguments()))
                 tracker.log_image("samples", grid, self.step)
                 save_image(grid, path)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self) -> None:
-        """Save a checkpoint, or say why it could not be and go on."""
+        """Save a checkpoint, or warn and go on."""
         folder, training = self.folder.checkpoints, self.training
         progress = Progress(self.step, self.budget.seconds)
         try:
-            checkpoint = save_checkpoint(self.accelerator, folder, progress, self.learner.ema, self._bound_to())
+            checkpoint = save_checkpoint(self.accelerator, folder, progress, self.learner.ema, self._identity())
         except OSError as error:
             last = self.last_checkpoint or "none yet"
             logger.warning("no checkpoint of step %d (%s); the last is %s; going on", self.step, error, last)
@@ -258,31 +254,25 @@ class Trainer:
             drop_checkpoints(folder, checkpoint, training.checkpoints_kept, training.keep_every)
 
     def _saved(self) -> str:
-        """Say up to where a checkpoint holds the run."""
+        """Say how far the last checkpoint goes."""
         return f"step {step_of(self.last_checkpoint)}" if self.last_checkpoint else "the start: none was saved"
 
-    def _bound_to(self) -> dict[str, Any]:
-        """Return what a checkpoint is bound to, as plain values."""
-        learner = self.learner
-        return {
-            **learner.components,
-            "optimizer": {"name": self.training.optimizer},
-            "distillation": learner.distillation,
-            "draws": {"seed": self.training.seed, "images_per_step": learner.images_per_step},
-        }
+    def _identity(self) -> dict[str, Any]:
+        """Return the settings that are compared when a checkpoint is resumed."""
+        draws = {"seed": self.training.seed, "images_per_step": self.learner.images_per_step}
+        return {**self.learner.identity(), "draws": draws}
 
     def _circumstances(self) -> str:
-        """Return what the run goes by and no setting of it names."""
+        """Return the processes, device and environment variables of the run."""
         accelerator = self.accelerator
         exported = "".join(f", {name}={value}" for name, value in recorded().items())
         return f"{accelerator.num_processes} process(es), {accelerator.device.type}{exported}"
 
-    def _progress_bar(self) -> "tqdm[Any]":
+    def _progress_bar(self) -> Any:
         by_clock = self.budget.max_seconds is not None
         return tqdm(
             total=self.budget.max_seconds if by_clock else self.training.max_steps,
             initial=self.budget.seconds if by_clock else self.step,
             bar_format="{percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left{postfix}",
-            disable=not self.accelerator.is_main_process,
             mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file wants fewer lines
         )

@@ -15,7 +15,6 @@ entries:
     seconds: [1, 2]
   narrow:
     arguments: ""
-    ema_powers: [0.2]
 """
 
 

@@ -1,3 +1,4 @@
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ def test_the_data_can_be_elsewhere(write_field):
     assert config.data.root == "elsewhere"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_entry_of_the_shipped_files_can_be_built(path):
     for entry in read_field(path).entries.values():
         _, model, scheduler = entry.build(seconds=1, seed=0)
@@ -35,7 +36,6 @@ def test_every_entry_of_the_shipped_files_can_be_built(path):
         ("baseline: wide", "baseline: other", "the baseline 'other' is none of wide, narrow"),
         ("seconds: [1, 2]", "seconds: [0]", r"the seconds of 'wide' are \(0.0,\); give numbers above 0"),
         ("seconds: [1, 2]", "seconds: []", r"the seconds of 'wide' are \(\)"),
-        ("ema_powers: [0.2]", "ema_powers: [1.5]", r"the ema_powers of '\w+' are \(1.5,\); each is from 0 to 1"),
         ("seconds: [1]", "", "cannot be read .*'seconds'"),
         ("seconds: [1]", "seconds: [soon]", "cannot be read .*soon"),
         ("entries:", "entries: [", "cannot be read"),
@@ -51,25 +51,49 @@ def test_a_file_that_is_wrong_is_named(write_field, old, new, message):
 def test_the_fingerprint_tells_trainings_apart_and_not_where_they_are_written(field):
     wide, narrow = field.entries["wide"], field.entries["narrow"]
     keys = [
-        digest(fingerprint(entry, *entry.build(seconds, seed)))
-        for entry, seconds, seed in (
-            (wide, 1, 0),
-            (narrow, 1, 0),
-            (wide, 2, 0),
-            (wide, 1, 1),
-            (replace(wide, ema_powers=(0.5,)), 1, 0),
-        )
+        digest(fingerprint(*entry.build(seconds, seed)))
+        for entry, seconds, seed in ((wide, 1, 0), (narrow, 1, 0), (wide, 2, 0), (wide, 1, 1))
     ]
-    assert len(set(keys)) == 5
+    assert len(set(keys)) == 4
     config, model, scheduler = wide.build(1, 0)
     elsewhere = replace(config, output_dir="elsewhere", training=replace(config.training, log_every=7))
-    assert digest(fingerprint(wide, elsewhere, model, scheduler)) == keys[0]
+    assert digest(fingerprint(elsewhere, model, scheduler)) == keys[0]
 
 
-def test_the_code_hash_sees_what_code_means_and_nothing_else(tmp_path):
-    path = tmp_path / "module.py"
-    meanings = []
-    for text in ('"""One."""\nx = 1\n', '"""Two."""\n\nx = 1  # why\n', '"""One."""\nx = 2\n'):
-        path.write_text(text, encoding="utf-8")
-        meanings.append(entries._meaning(path))
-    assert meanings[0] == meanings[1] != meanings[2]
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Return a maker of commits in a repository that has the benchmarks' folders."""
+    monkeypatch.setattr(entries, "ROOT", tmp_path)
+    for folder in entries.CODE:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "module.py").write_text("x = 1\n", encoding="utf-8")
+
+    def commit():
+        identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        for words in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "--allow-empty", "-m", "change")):
+            subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+
+    return commit
+
+
+def code_trees():
+    entries.code_trees.cache_clear()
+    try:
+        return entries.code_trees()
+    finally:
+        entries.code_trees.cache_clear()
+
+
+def test_the_code_of_a_result_is_the_committed_tree(repository, tmp_path):
+    assert code_trees() is None  # no repository
+    repository()
+    first = code_trees()
+    (tmp_path / "README.md").write_text("read me\n", encoding="utf-8")
+    repository()
+    assert code_trees() == first is not None
+    (tmp_path / "denoiser" / "module.py").write_text("x = 2\n", encoding="utf-8")
+    assert code_trees() is None  # uncommitted
+    repository()
+    assert code_trees() not in (None, first)
+    (tmp_path / "pipelines" / "new.py").write_text("x = 2\n", encoding="utf-8")
+    assert code_trees() is None  # not in the repository

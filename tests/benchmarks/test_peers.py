@@ -5,7 +5,7 @@ from diffusers.configuration_utils import FrozenDict
 
 from benchmarks.machine import operations_per_image
 from benchmarks.peers import LucidrainsUNet, SmallDiffusionUNet
-from denoiser.embeddings import batched_timestep
+from denoiser.blocks import batched_timestep
 from tests.conftest import randomised
 
 

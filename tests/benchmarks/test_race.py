@@ -5,7 +5,7 @@ import pytest
 from benchmarks import race as race_module
 from benchmarks.entries import Entry, read_field
 from benchmarks.race import PIPELINE, Training, race
-from benchmarks.tables import train_plot, train_rows, train_table
+from benchmarks.tables import train_rows, train_table
 from pipelines import load_pipeline
 from tests.conftest import ROOT
 
@@ -23,9 +23,7 @@ def test_a_race_trains_judges_and_keeps_every_entry_and_pays_for_none_twice(fiel
     assert order[:4] == ["wide", "narrow", "wide", "narrow"]
     assert len(turns) >= 4
     assert sum(turns) == pytest.approx(sum(training.result["seconds"] for training in trainings))
-    *rows, other = train_rows(trainings)
-    assert (other["name"], other["steps"]) == ("narrow, average of power 0.2", rows[1]["steps"])
-    assert other["held_out_loss"] != rows[1]["held_out_loss"]
+    rows = train_rows(trainings)
     for training, row in zip(trainings, rows, strict=True):
         assert row["steps"] > 0
         assert 1 <= training.result["seconds"] < 5
@@ -36,7 +34,6 @@ def test_a_race_trains_judges_and_keeps_every_entry_and_pays_for_none_twice(fiel
     page = train_table(rows, field.baseline)
     assert "| wide |" in page
     assert "| narrow |" in page
-    assert train_plot(rows).size[0] > 100
 
     race(trainings_of(field, tmp_path), lambda seconds: pytest.fail("it was trained again"))
 
@@ -57,7 +54,7 @@ def test_code_that_changes_while_a_race_is_set_up_ends_it(field, tmp_path):
 
 
 def test_a_network_that_takes_labels_can_be_described():
-    entry = read_field(ROOT / "configs" / "benchmark" / "labelled.yaml").entries["UNet2DModel"]
+    entry = read_field(ROOT / "benchmarks" / "configs" / "labelled.yaml").entries["UNet2DModel"]
     assert Training.of(entry, 1, 0, ROOT).facts["operations"] > 1e8
 
 

@@ -1,9 +1,18 @@
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from einops import rearrange
 from torch.nn.functional import scaled_dot_product_attention
 
-from denoiser.blocks import Downsample, ResidualBlock, SelfAttention, Upsample, depth_to_space, space_to_depth
+from denoiser.blocks import (
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    Upsample,
+    depth_to_space,
+    sinusoidal_embedding,
+    space_to_depth,
+)
 from tests.conftest import randomised
 
 
@@ -45,3 +54,9 @@ def test_the_embedding_reaches_a_residual_block():
     block = randomised(ResidualBlock(16, 32, 8, group_size=16))
     x = torch.randn(2, 16, 4, 4)
     assert not torch.allclose(block(x, torch.zeros(2, 8)), block(x, torch.ones(2, 8)))
+
+
+def test_sinusoidal_embedding_is_diffusers_own():
+    timesteps = torch.tensor([0, 1, 500, 999])
+    expected = get_timestep_embedding(timesteps, 32, flip_sin_to_cos=True, downscale_freq_shift=0)
+    torch.testing.assert_close(sinusoidal_embedding(timesteps, 32), expected, atol=1e-4, rtol=0)

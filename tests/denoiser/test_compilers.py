@@ -16,13 +16,11 @@ NETWORKS = {
     "with labels": tiny_unet,
     "labels left out": tiny_unet,
     "without classes": lambda: tiny_unet(num_class_embeds=None, attention_levels=()),
-    "patches, joined skips, a middle": lambda: tiny_unet(
-        patch_size=2, concatenate_skips=True, middle_blocks=1, in_channels=3, out_channels=3
-    ),
+    "patches, joined skips": lambda: tiny_unet(patch_size=2, concatenate_skips=True, in_channels=3, out_channels=3),
     "basic": tiny_basic_unet,
     "basic without time": lambda: tiny_basic_unet(time_conditioning=False),
 }
-LABELLED = {"with labels", "patches, joined skips, a middle"}
+LABELLED = {"with labels", "patches, joined skips"}
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(2, 16, 16), (4, 16, 16), (1, 16, 16), (3, 24, 32)]
 

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from denoiser.device import (
     choose_mixed_precision,
     compilation,
-    compile_to_draw,
+    compile_for_sampling,
     multiplies_bf16_natively,
     prepare_cpu,
 )
@@ -40,7 +40,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="needs a C.. compiler, and there is no 'no-such-compiler'"):
         compilation(True, CPU)
     with pytest.raises(ValueError, match="there is no 'no-such-compiler'; install"):
-        compile_to_draw(tiny_unet(), CPU)
+        compile_for_sampling(tiny_unet(), CPU)
     assert compilation(False, CPU) is None
 
 
@@ -49,7 +49,7 @@ def test_a_network_compiled_to_draw_predicts_nearly_the_same():
     noisy, timesteps, labels = torch.randn(4, 1, 16, 16), torch.arange(4) * 200, torch.arange(4)
     with torch.no_grad():
         expected = model(noisy, timesteps, class_labels=labels).sample
-        compile_to_draw(model, CPU)
+        compile_for_sampling(model, CPU)
         predicted = model(noisy.to(model.dtype), timesteps, class_labels=labels).sample
     assert 0 < float((predicted.float() - expected).std() / expected.std()) < 0.03
 

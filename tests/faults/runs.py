@@ -16,9 +16,9 @@ from pathlib import Path
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 
+from denoiser import processes
 from pipelines.commands import train
-from pipelines.commands.parser import run
-from pipelines.training import processes, trainer
+from pipelines.training import trainer
 from pipelines.training.checkpoint import check_whole
 from tests.conftest import DATA_ROOT, ROOT
 
@@ -141,7 +141,7 @@ def _train(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     if folder := environment.get("AVERAGES"):
         keep_averages(Path(folder))
     try:
-        run(train.main)
+        train.main()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

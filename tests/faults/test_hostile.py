@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from denoiser.checks import check_positive
 from denoiser.data import CLASS_NAMES
+from denoiser.files import MANIFEST
 from denoiser.unet import UNet
 from pipelines import SCHEDULERS, DenoisingPipeline, find_pipeline, load_pipeline, make_scheduler
-from pipelines.commands.parser import run
+from pipelines.commands.inputs import parse_seeds
+from pipelines.commands.parser import command
 from pipelines.commands.train import parse_run
-from pipelines.sampling import parse_seeds
-from pipelines.training.checkpoint import MANIFEST, check_whole, list_checkpoints
+from pipelines.training.checkpoint import RunFolder, check_whole, list_checkpoints
 from pipelines.training.config import TrackingConfig
-from pipelines.training.run_folder import RunFolder
 from pipelines.training.tracking import Tracker
 from tests.conftest import ROOT, tiny_unet
 from tests.faults.runs import SOAK
@@ -123,7 +123,7 @@ def test_any_config_is_read_or_refused_in_one_line(tmp_path, capsys, content):
     sys.argv = ["train.py"]
     capsys.readouterr()
     try:
-        run(lambda: parse_run(["--config", str(tmp_path / "config.yaml")]))
+        command(lambda: parse_run(["--config", str(tmp_path / "config.yaml")]))()
     except SystemExit as ended:
         assert ended.code == 2
         lines = capsys.readouterr().err.splitlines()

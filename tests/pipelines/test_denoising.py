@@ -103,12 +103,7 @@ def test_an_image_is_the_same_to_the_last_bit_whatever_else_is_drawn(name, guida
     assert torch.equal(few, many[:2])
     generator = [seeded_generator(SAMPLING, 0, 69)]
     alone = draw(
-        pipeline,
-        batch_size=1,
-        class_labels=labels[69:],
-        guidance_scale=guidance_scale,
-        seed=None,
-        generator=generator,
+        pipeline, batch_size=1, class_labels=labels[69:], guidance_scale=guidance_scale, seed=None, generator=generator
     )
     assert torch.equal(alone, many[69:])
     assert not torch.allclose(draw(pipeline, class_labels=[0, 1, 2], guidance_scale=guidance_scale, seed=1), many[:3])

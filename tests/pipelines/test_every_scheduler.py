@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from pipelines import SCHEDULERS, DenoisingPipeline, load_pipeline, make_scheduler
-from pipelines.schedulers import adds_noise
+from pipelines.stepping import adds_noise
 from tests.conftest import tiny_unet
 
 DDPM = {

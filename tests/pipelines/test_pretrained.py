@@ -11,27 +11,26 @@ from PIL import Image
 from denoiser.data import CLASS_NAMES
 from pipelines import (
     PRETRAINED,
-    draw_samples,
     find_pipeline,
     image_grid,
     load_pretrained,
     make_scheduler,
     pretrained,
     quantised,
+    sample_images,
 )
 from pipelines.commands import sample
-from pipelines.commands.parser import run
 from pipelines.evaluation.judge import WEIGHTS, judge_images, load_judge
-from pipelines.sampling import SamplingConfig, own_sampler
+from pipelines.sampling import SamplingConfig, default_sampler
 
 
 @pytest.mark.parametrize(("name", "sampler", "steps"), [("teacher", "sde-dpmsolver++", 20), ("student", "lcm", 4)])
 def test_it_draws_what_is_asked_for(name, sampler, steps):
     pipeline = load_pretrained(name)
     assert tuple(pipeline.config.class_names) == CLASS_NAMES
-    assert own_sampler(pipeline.scheduler) == {"scheduler": sampler, "steps": steps}
+    assert default_sampler(pipeline.scheduler) == {"scheduler": sampler, "steps": steps}
     pipeline.scheduler = make_scheduler(sampler, pipeline.scheduler.config)
-    images = draw_samples(pipeline, SamplingConfig(steps=steps, scheduler=sampler))
+    images = sample_images(pipeline, **SamplingConfig(steps=steps, scheduler=sampler).arguments())
     _, seen = judge_images(load_judge(), quantised(images))
     right = seen == torch.arange(10).repeat_interleave(10)
     assert right.float().mean() > 0.75  # 0.93 of real images
@@ -44,7 +43,7 @@ def test_from_python_it_draws_what_the_command_draws(name, scheduler, tmp_path, 
     sample.main()
     pipeline = load_pretrained(name)
     assert isinstance(pipeline.scheduler, scheduler)
-    steps = own_sampler(pipeline.scheduler)["steps"]
+    steps = default_sampler(pipeline.scheduler)["steps"]
     images = pipeline(class_labels="bag", seed=0, num_inference_steps=steps, output_type="pt").images
     with Image.open(tmp_path / "samples.png") as grid:
         assert grid.tobytes() == image_grid(images).tobytes()
@@ -72,7 +71,7 @@ def test_the_code_on_the_card_draws_with_these_weights(name):
     code = (pretrained.FOLDER / name / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     named = {}
     exec(code.replace("batch_size=8", "batch_size=1"), named)
-    steps = own_sampler(named["pipeline"].scheduler)["steps"]
+    steps = default_sampler(named["pipeline"].scheduler)["steps"]
     (expected,) = load_pretrained(name)(batch_size=1, seed=0, num_inference_steps=steps).images
     assert named["images"][0].tobytes() == expected.tobytes()
 
@@ -87,7 +86,7 @@ def test_altered_or_missing_weights_are_refused(tmp_path, monkeypatch, capsys):
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(SystemExit) as ended:
-        run(sample.main)
+        sample.main()
     assert ended.value.code == 2
     assert "is not the file that was shipped (its SHA-256 differs)" in capsys.readouterr().err
     assert not (tmp_path / "samples.png").exists()

@@ -8,7 +8,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
 from torch import nn
 
-from denoiser.embeddings import batched_timestep
+from denoiser.blocks import batched_timestep
 from pipelines import DenoisingPipeline
 from pipelines.restoration import denoised, estimated_noise, inpainted, inverted, reconstructed
 from tests.pipelines.test_denoising import make_pipeline
@@ -97,7 +97,7 @@ def test_a_hole_is_filled_with_what_the_known_pixels_tell(pipeline, flat_images)
         (torch.ones(1, 1, 16, 8), {}, r"the mask is \(1, 1, 16, 8\), the images are .*; they do not fit"),
         (torch.ones(16, 16), {}, "they do not fit"),
         (torch.full((1, 1, 16, 16), 0.5), {}, "other values than 0"),
-        (torch.zeros(1, 1, 16, 16), {}, "leaves no pixel that is known"),
+        (torch.zeros(1, 1, 16, 16), {}, "leaves no known pixel"),
         (torch.ones(1, 1, 16, 16), {"steps": 0}, "0 inference steps"),
         (torch.ones(1, 1, 16, 16), {"steps": 30}, "steps is 30; it must divide the 1000 training timesteps"),
         (torch.ones(1, 1, 16, 16), {"resamplings": 0}, "resamplings is 0"),

@@ -4,24 +4,27 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from pipelines import SamplingConfig, draw_samples, image_grid, make_scheduler, save_gif, save_images
-from pipelines.sampling import parse_labels, parse_seeds, spread_labels
+from pipelines import SamplingConfig, image_grid, make_scheduler, sample_images, save_gif, save_images
+from pipelines.commands.inputs import parse_labels, parse_seeds
+from pipelines.sampling import spread_labels
 from tests.conftest import tiny_unet
 from tests.pipelines.test_denoising import make_pipeline
 
 
 def test_batches_are_put_together_in_order():
     pipeline = make_pipeline()
-    whole = draw_samples(pipeline, SamplingConfig(num_images=7, steps=3, batch_size=7))
-    parts = draw_samples(pipeline, SamplingConfig(num_images=7, steps=3, batch_size=3))
+    whole = sample_images(pipeline, **SamplingConfig(num_images=7, steps=3, batch_size=7).arguments())
+    parts = sample_images(pipeline, **SamplingConfig(num_images=7, steps=3, batch_size=3).arguments())
     assert torch.equal(parts, whole)
 
 
-def test_seeds_take_the_place_of_the_number_of_images():
-    pipeline, config = make_pipeline(), SamplingConfig(num_images=9, steps=3, batch_size=2, seed=3)
-    picked = draw_samples(pipeline, config, labels=[4], seeds=[7, 3, 8])
+def test_a_seed_for_each_image_makes_what_it_makes_alone():
+    pipeline, options = make_pipeline(), {"class_labels": [4], "num_inference_steps": 3, "batch_size": 2}
+    picked = sample_images(pipeline, 3, seed=[7, 3, 8], **options)
     assert len(picked) == 3
-    assert torch.equal(picked[1], draw_samples(pipeline, config, labels=[4])[0])
+    assert torch.equal(picked[1], sample_images(pipeline, 1, seed=3, **options)[0])
+    with pytest.raises(ValueError, match="2 seeds for 3 images"):
+        sample_images(pipeline, 3, seed=[7, 3])
 
 
 def test_labels_are_read_as_names_numbers_and_mixtures():
@@ -53,18 +56,26 @@ def test_without_labels_the_images_spread_over_all_classes():
     assert {labels.count(label) for label in range(10)} == {6, 7}
     pipeline = make_pipeline()
     config = SamplingConfig(num_images=10, steps=2)
-    assert torch.equal(draw_samples(pipeline, config), draw_samples(pipeline, config, labels=list(range(10))))
+    assert torch.equal(
+        sample_images(pipeline, **config.arguments()),
+        sample_images(pipeline, **config.arguments(), class_labels=list(range(10))),
+    )
 
 
 def test_given_labels_are_repeated_over_the_images():
     pipeline = make_pipeline()
     config = SamplingConfig(num_images=4, steps=2)
-    repeated = draw_samples(pipeline, config, labels=["bag", 3])
-    assert torch.equal(repeated, draw_samples(pipeline, config, labels=[8, 3, 8, 3]))
+    repeated = sample_images(pipeline, **config.arguments(), class_labels=["bag", 3])
+    assert torch.equal(repeated, sample_images(pipeline, **config.arguments(), class_labels=[8, 3, 8, 3]))
 
 
 def test_an_unconditional_network_needs_no_labels():
-    assert draw_samples(make_pipeline(tiny_unet(num_class_embeds=None)), SamplingConfig(3, 2)).shape == (3, 1, 16, 16)
+    assert sample_images(make_pipeline(tiny_unet(num_class_embeds=None)), **SamplingConfig(3, 2).arguments()).shape == (
+        3,
+        1,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize("field", ["num_images", "steps", "batch_size"])

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from pipelines import SCHEDULERS, make_scheduler
-from pipelines.schedulers import check_steps
+from pipelines.stepping import check_steps
 
 SPREAD = 0.15  # standard deviation of the data, far from the range that samplers clip to
 STOCHASTIC = {"ddpm", "sde-dpmsolver++", "euler-ancestral"}

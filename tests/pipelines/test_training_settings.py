@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from pipelines import SCHEDULERS, DenoisingPipeline, SamplingConfig, draw_samples, make_scheduler
-from pipelines.training.objective import check_noise_schedule, prediction_target
+from pipelines import SCHEDULERS, DenoisingPipeline, SamplingConfig, make_scheduler, sample_images
+from pipelines.training.loss import check_noise_schedule, prediction_target
 from tests.conftest import tiny_unet
 
 THRESHOLDING = {"thresholding": True, "sample_max_value": 1.5}
@@ -40,7 +40,7 @@ def drawn(config, sampler):
     with torch.no_grad():
         unet.head[-1].weight.mul_(20)
     pipeline = DenoisingPipeline(unet, make_scheduler(sampler, config))
-    return draw_samples(pipeline, SamplingConfig(num_images=2, steps=3, scheduler=sampler))
+    return sample_images(pipeline, **SamplingConfig(num_images=2, steps=3, scheduler=sampler).arguments())
 
 
 def witnessed(options, what):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler
 from torchvision.datasets import FashionMNIST
 
@@ -119,12 +120,26 @@ def test_training(train_error, tmp_path, arguments, message):
     [
         ("output_dir: &name [run]\nresume: *name\n", "it has an alias (*); write out what that stands for"),
         ("training:\n", "'training:'; leave a section out if it is empty"),
+        ("training:\n  optimizer: muon\n", "optimizer is muon, a removed option; commit e7d8e90 is the last"),
+        ("model:\n  init_args:\n    second_kernel_size: 1\n", "second_kernel_size is 1, a removed option"),
         ("training:\n  mixed_precision: no\n", 'got False (YAML reads a bare no as False: write "no")'),
     ],
 )
 def test_a_config_with_what_yaml_reads_otherwise(train_error, tmp_path, content, message):
     (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
     assert message in train_error("--config", tmp_path / "config.yaml")
+
+
+def test_the_config_of_an_earlier_run_has_removed_options_at_their_defaults(tmp_path):
+    config = yaml.safe_load((ROOT / "configs" / "smoke.yaml").read_text(encoding="utf-8"))
+    config["training"] |= {"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True}
+    config["model"]["init_args"] |= {"middle_blocks": 0, "second_kernel_size": 3}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    ours, theirs = (
+        train.parse_run(["--config", str(path)]) for path in (tmp_path / "config.yaml", ROOT / "configs" / "smoke.yaml")
+    )
+    assert ours[0] == theirs[0]
+    assert ours[1].config == theirs[1].config
 
 
 def test_a_network_without_a_null_label(error_of):
@@ -226,7 +241,7 @@ def pipelines(tmp_path_factory):
         ("classes", "--predictions samples.png", "samples.png is named for two pictures"),
         ("classes", "--images_dir new --output new/grid.png", "new/grid.png is in new, the new folder for the images"),
         ("classes", "--steps 61", "61 inference steps were asked for, which diffusers rounds to one more"),
-        ("classes", "--seeds 1-99999999999", "names more than 1,000,000; draw them in parts"),
+        ("classes", "--seeds 1-99999999999", "names more than 1,000,000; sample them in parts"),
         ("classes", "--seeds 99999999999999999999", "seed is 99999999999999999999"),
         ("classes", "--guidance_rescale 0.5", "do nothing without a guidance_scale other than 1"),
         ("classes", "--guidance_interval [0,2]", "do nothing without a guidance_scale other than 1"),
@@ -249,7 +264,7 @@ def pipelines(tmp_path_factory):
         ("classes", "--scheduler lcmm", "unknown scheduler 'lcmm' (did you mean 'lcm'?)"),
         ("classes", "--interpolate --seeds 1,2 --scheduler lcm", "adds noise in each step; choose ddim"),
         ("distilled", "--steps 5", "5 inference steps were asked for; the scheduler takes 1 to 4"),
-        ("distilled", "--scheduler ddim", "cannot draw with a network distilled to draw in 4 calls; use lcm"),
+        ("distilled", "--scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
     ],
 )
 def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
@@ -297,7 +312,7 @@ def pictures(tmp_path_factory):
         ("inpaint", "--hole 17", "hole is 17; it must be from 1 to 16"),
         ("inpaint", "--mask {}/large/00000.png", "00000.png is 28x28 L; it must be 16x16 L"),
         ("inpaint", "--mask {}/two", "has 2 masks"),
-        ("inpaint", "--hole 16", "the mask leaves no pixel that is known"),
+        ("inpaint", "--hole 16", "the mask leaves no known pixel"),
         ("inpaint", "--hole 3 --steps 0", "0 inference steps"),
         ("inpaint", "--hole 3 --steps 30", "steps is 30; it must divide the 1000 training timesteps, as 25 does"),
         ("inpaint", "--hole 3 --resamplings 0", "resamplings is 0"),
@@ -328,7 +343,7 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.calls 0", "calls is 0"),
         ("--distillation.calls 21", "calls is 21; it must be up to 20"),
         ("--distillation.calls 2", "4 inference steps were asked for; the scheduler takes 1 to 2"),
-        ("--sampling.scheduler ddim", "cannot draw with a network distilled to draw in 4 calls; use lcm"),
+        ("--sampling.scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
         ("--training.gradient_accumulation_steps 2", "gradient_accumulation_steps must be 1 in a distillation"),
     ],
@@ -345,7 +360,7 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
     [
         ("nowhere", "", "nowhere is not a saved pipeline"),
         ("damaged", "", "damaged cannot be loaded as a pipeline"),
-        ("large", "", "the pipeline draws images of (1, 32, 32); the judge sees (1, 16, 16)"),
+        ("large", "", "the pipeline makes images of (1, 32, 32); the judge sees (1, 16, 16)"),
         ("classes", "--num_images 1999", "1999 images cannot be judged; give at least 2000"),
         ("classes", "--num_images 10001", "10001 images cannot be judged"),
         ("classes", "--seeds 0", "seeds is 0"),

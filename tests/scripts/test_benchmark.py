@@ -1,11 +1,13 @@
 """The benchmark command; what it measures is tested with the package."""
 
 import json
+import shutil
+import subprocess
 from itertools import product
 
 import pytest
 
-from pipelines.commands import benchmark
+from benchmarks import command as benchmark
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
 
@@ -23,40 +25,53 @@ entries:
 
 
 @pytest.fixture
+def checkout(tmp_path):
+    """Return a clean checkout of the code, whose trainings are kept."""
+    folder = tmp_path / "checkout"
+    for part in ("benchmarks", "configs", "denoiser", "pipelines", "scripts"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "-m", "all")):
+        subprocess.run(["git", "-C", str(folder), *words], check=True)
+    return folder
+
+
+@pytest.fixture
 def entries(tmp_path):
     path = tmp_path / "entries.yaml"
     path.write_text(FIELD, encoding="utf-8")
     return path
 
 
-def test_speeds_of_drawing_are_printed_and_written(entries, tmp_path):
+def test_sampling_speeds_are_printed_and_written(entries, tmp_path):
     sizes = ["--rounds", "1", "--steps", "[1,2]", "--batch_sizes", "[4,8]"]
     options = ["--entries", str(entries), *sizes, "--output_dir", str(tmp_path / "out"), *DATA]
     ended = command("scripts/benchmark.py", "sample", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| deep | 4 |" in ended.stdout
     figures = json.loads((tmp_path / "out" / "sample.json").read_text(encoding="utf-8"))
-    drawn = [(row["batch_size"], row["steps"], row["name"]) for row in figures["rows"]]
-    assert drawn == [*product((4, 8), (1, 2), ("deep", "shallow"))]
+    measured = [(row["batch_size"], row["steps"], row["name"]) for row in figures["rows"]]
+    assert measured == [*product((4, 8), (1, 2), ("deep", "shallow"))]
     assert (tmp_path / "out" / "sample.md").read_text(encoding="utf-8") in ended.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sample.json", "sample.md", "sample.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sample.json", "sample.md"}
 
 
-def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(entries, tmp_path):
+def test_trainings_are_compared_and_then_sampled_beside_the_stock_pipeline(entries, tmp_path, checkout):
+    script = str(checkout / "scripts" / "benchmark.py")
     options = ["--entries", str(entries), "--output_dir", str(tmp_path / "out"), *DATA]
-    ended = command("scripts/benchmark.py", "train", *options)
+    ended = command(script, "train", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| shallow |" in ended.stdout
     assert "Seconds to a Fréchet distance of" in ended.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"train.json", "train.md", "train.png", "trainings"}
-    again = command("scripts/benchmark.py", "train", *options)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"train.json", "train.md", "trainings"}
+    again = command(script, "train", *options)
     assert again.stdout == ended.stdout
 
-    ended = command("scripts/benchmark.py", "stock", *options, "--images", "99")
+    ended = command(script, "stock", *options, "--images", "99")
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     assert "images is 99; it must be from 100 to 10000" in line
-    ended = command("scripts/benchmark.py", "stock", *options, "--images", "100")
+    ended = command(script, "stock", *options, "--images", "100")
     assert ended.returncode == 0, ended.stderr
     stock, *ours = json.loads((tmp_path / "out" / "stock.json").read_text(encoding="utf-8"))["rows"]
     assert "DDPMPipeline" in ended.stderr
@@ -65,28 +80,32 @@ def test_trainings_are_compared_and_then_drawn_from_beside_the_stock_pipeline(en
     assert {row["name"] for row in ours} == {"shallow"}
     assert all(row["frechet"] > stock["frechet"] for row in ours[:-1])
     assert ours[-1]["frechet"] <= stock["frechet"] or ours[-1]["steps"] == 50
-    assert (tmp_path / "out" / "stock.png").is_file()
 
     sampled = ["--samplers", "[ddim,sde-dpmsolver++]", "--steps", "[2]", "--images", "100"]
-    ended = command("scripts/benchmark.py", "samplers", *options, *sampled)
+    ended = command(script, "samplers", *options, *sampled)
     assert ended.returncode == 0, ended.stderr
-    drawn = json.loads((tmp_path / "out" / "samplers.json").read_text(encoding="utf-8"))["rows"]
-    assert [(row["name"], row["sampler"]) for row in drawn] == [
+    compared = json.loads((tmp_path / "out" / "samplers.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["name"], row["sampler"]) for row in compared] == [
         *product(("deep", "shallow"), ("ddim", "sde-dpmsolver++"))
     ]
-    assert len({row["frechet"] for row in drawn}) == 4
+    assert len({row["frechet"] for row in compared}) == 4
     assert "4/4" in ended.stderr
-    assert (tmp_path / "out" / "samplers.png").is_file()
     for wrong, message in (
         (["--samplers", "[ddim,unipcc]"], "unknown scheduler 'unipcc'"),
         (["--steps", "[2,1001]"], "1001 inference steps"),
         (["--images", "10001"], "images is 10001; it must be from 100 to 10000"),
         (["--seconds", "300"], "seconds is 300; the trainings that are here are of 1"),
     ):
-        ended = command("scripts/benchmark.py", "samplers", *options, *sampled, *wrong)
+        ended = command(script, "samplers", *options, *sampled, *wrong)
         assert (ended.returncode, ended.stdout) == (2, "")
         (line,) = ended.stderr.splitlines()
         assert message in line
+
+    (checkout / "denoiser" / "new.py").write_text("x = 1\n", encoding="utf-8")
+    ended = command(script, "train", *options)
+    assert (ended.returncode, "no training is kept" in ended.stderr) == (0, True)
+    ended = command(script, "stock", *options)
+    assert (ended.returncode, "the code has uncommitted changes" in ended.stderr) == (2, True)
 
 
 def test_a_profile_is_printed_and_written(entries, tmp_path):
@@ -94,7 +113,6 @@ def test_a_profile_is_printed_and_written(entries, tmp_path):
     ended = command("scripts/benchmark.py", "profile", *options, *DATA)
     assert ended.returncode == 0, ended.stderr
     assert "|  | training step, batch 32 | forward pass, batch 2 |" in ended.stdout
-    assert (tmp_path / "profile.png").is_file()
 
 
 def test_the_input_path_is_compared(tmp_path):
@@ -102,7 +120,15 @@ def test_the_input_path_is_compared(tmp_path):
     ended = command("scripts/benchmark.py", "data", *options)
     assert ended.returncode == 0, ended.stderr
     assert "| torchvision, DataLoader |" in ended.stdout
-    assert (tmp_path / "data.png").is_file()
+
+
+@pytest.mark.parametrize("arguments", ["stock --output_dir {tmp_path}", "samplers --quick --output_dir {tmp_path}"])
+def test_there_is_nothing_to_compare_before_a_training(error_of, monkeypatch, arguments, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(benchmark, "code_trees", lambda: "a tree")
+    assert "make them first, with the same options and train" in error_of(
+        benchmark, *arguments.format(tmp_path=tmp_path).split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,8 +143,6 @@ def test_the_input_path_is_compared(tmp_path):
         ("train --steps [4] --output_dir {tmp_path}", "unknown option 'steps'"),
         ("data --entries configs/smoke.yaml --output_dir {tmp_path}", "unknown option 'entries'"),
         ("train --quick --entries configs/smoke.yaml --output_dir {tmp_path}", "give one of them"),
-        ("stock --output_dir {tmp_path}", "make them first, with the same options and train"),
-        ("samplers --quick --output_dir {tmp_path}", "make them first, with the same options and train"),
         ("profile --name Unet --output_dir {tmp_path}", "name is 'Unet'; the entries are UNet, UNet2DModel,"),
         ("profile --batch_sizes [] --output_dir {tmp_path}", "batch_sizes is empty"),
         ("samplers --samplers [] --output_dir {tmp_path}", "samplers is empty; name at least one"),

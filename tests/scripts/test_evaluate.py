@@ -12,7 +12,7 @@ from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
 
 EVALUATE = ["scripts/evaluate.py", "--data_root", str(DATA_ROOT)]
-SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_draws", "2"]
+SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_timesteps", "2"]
 PICTURES = ["confusion.png", "guidance.png", "likelihood.png", "memorisation.png", "samplers.png"]
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from pipelines.evaluation.comparison import Comparison
-from pipelines.evaluation.features import judge_space, pixel_space
+from pipelines.evaluation.comparison import Comparison, judge_space, pixel_space
 from pipelines.evaluation.judge import load_judge
 
 

@@ -6,8 +6,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from pipelines.evaluation.comparison import check_images, mean_and_spread
 from pipelines.evaluation.distances import DISTANCES
-from pipelines.evaluation.drawing import Drawn
 from pipelines.evaluation.report import Evidence, Reporter
+from pipelines.evaluation.samples import Samples
 
 COUNT = 2000
 
@@ -80,9 +80,9 @@ def test_a_collapse_to_a_hundred_images_leaves_nearly_no_coverage(figures, space
 def test_shuffled_labels_leave_the_judge_agreeing_by_chance(judge, train_images, held_out):
     images, labels = held_out.images[:COUNT], held_out.labels[:COUNT]
     shuffled = labels[torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))]
-    reporter = Reporter(Drawn([images], labels), Evidence(judge, train_images, held_out, seed=0))
+    reporter = Reporter(Samples([images], labels), Evidence(judge, train_images, held_out, seed=0))
     right = reporter.classes()
-    reporter.drawn = Drawn([images], shuffled)
+    reporter.samples = Samples([images], shuffled)
     wrong = reporter.classes()
     assert right["agreement"]["mean"] > 0.9
     assert wrong["agreement"]["mean"] < 0.15

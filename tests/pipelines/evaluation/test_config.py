@@ -33,7 +33,7 @@ def test_a_section_that_cannot_be_made_is_refused_when_asked_for(section, kind, 
         ({"seeds": 0}, "seeds is 0"),
         ({"sections": ["distance"]}, "unknown section 'distance' .did you mean 'distances'"),
         ({"sweep_images": 99}, "sweep_images is 99; it must be from 100 to 10000"),
-        ({"likelihood_draws": 0}, "likelihood_draws is 0"),
+        ({"likelihood_timesteps": 0}, "likelihood_timesteps is 0"),
         ({"scheduler": "ddmp"}, "did you mean 'ddpm'"),
     ],
 )

@@ -10,9 +10,10 @@ from pipelines.evaluation.distances import (
     fidelity,
     frechet_distance,
     kernel_distance,
+    nearest,
+    radii,
     sliced_wasserstein,
 )
-from pipelines.evaluation.neighbours import nearest, radii
 
 
 def gaussian(count, features=8, mean=0.0, scale=1.0, seed=0):
@@ -68,13 +69,13 @@ def test_fidelity_is_that_of_the_package_prdc(mean, scale):
     expected = compute_prdc(real.double().numpy(), samples.double().numpy(), nearest_k=5)
     ours = fidelity(Cloud(real.double()), Cloud(samples.double()))
     for name, value in expected.items():
-        assert getattr(ours, name) == pytest.approx(value, abs=1e-12), name
+        assert ours[name] == pytest.approx(value, abs=1e-12), name
 
 
 def test_the_sliced_wasserstein_distance_of_a_shift_is_its_squared_length_over_the_number_of_features():
     real = gaussian(5000)
     assert sliced_wasserstein(real, real) == pytest.approx(0, abs=1e-9)
-    assert sliced_wasserstein(real, real + 2.0) == pytest.approx(2.0**2, rel=0.2)
+    assert sliced_wasserstein(real, real + 2.0) == pytest.approx(2.0**2, rel=0.4)  # of 128 directions, three deviations
     assert sliced_wasserstein(real, real + 2.0, seed=3) != sliced_wasserstein(real, real + 2.0)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from denoiser.data import load_fashion_mnist
-from pipelines.evaluation.features import NUM_COMPONENTS, judge_space, pixel_space
+from pipelines.evaluation.comparison import NUM_COMPONENTS, judge_space, pixel_space
 from pipelines.evaluation.judge import (
     CARD,
     NUM_FEATURES,

@@ -9,13 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from denoiser.data import ImageSet
-from pipelines.evaluation.likelihood import (
-    BIN,
-    Bound,
-    bound_of_batch,
-    discretised_log_likelihood,
-    num_batches,
-)
+from pipelines.evaluation.likelihood import BIN, Bound, bound_of_batch, discretised_log_likelihood, num_batches
 from tests.conftest import tiny_unet
 
 DEVIATION = 0.25

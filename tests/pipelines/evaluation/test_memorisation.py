@@ -1,6 +1,6 @@
 import torch
 
-from pipelines.evaluation.memorisation import closest_pairs, nearness, pairs_side_by_side
+from pipelines.evaluation.distances import closest_pairs, nearness, pairs_side_by_side
 
 
 def test_copies_of_training_images_are_found_and_real_test_images_are_not_copies(in_judge, train_images, held_out):

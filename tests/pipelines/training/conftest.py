@@ -3,10 +3,9 @@ import json
 import pytest
 import yaml
 
-from denoiser.files import sha256
+from denoiser.files import MANIFEST, sha256
 from pipelines import SamplingConfig
-from pipelines.training import RunConfig, TrackingConfig, Trainer, TrainingConfig, start_accelerator
-from pipelines.training.checkpoint import MANIFEST
+from pipelines.training import Learner, RunConfig, TrackingConfig, Trainer, TrainingConfig, start_accelerator
 from tests.conftest import tiny_unet
 
 
@@ -39,7 +38,9 @@ def make_trainer(tmp_path, some_images, scheduler):
             tracking=TrackingConfig(mode=tracking),
             resume=resume,
         )
-        return Trainer(config, model or tiny_unet(), scheduler, start_accelerator(config), images, held_out)
+        accelerator = start_accelerator(config)
+        learner = Learner(config.training, model or tiny_unet(), scheduler, accelerator, images)
+        return Trainer(config, learner, held_out)
 
     return make
 

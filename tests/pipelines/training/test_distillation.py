@@ -4,20 +4,19 @@ import json
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import ConfigMixin, DDPMScheduler, LCMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
 from torch import nn
 
-from denoiser.embeddings import batched_timestep
+from denoiser.blocks import batched_timestep
 from pipelines import DenoisingPipeline, SamplingConfig, load_pipeline, make_scheduler
-from pipelines.predictor import predicted_image
-from pipelines.sampling import own_sampler
+from pipelines.noise_levels import predicted_image
+from pipelines.sampling import default_sampler
 from pipelines.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
 from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, student_of
-from tests.conftest import randomised, tiny_basic_unet, tiny_unet
+from tests.conftest import another_process, randomised, tiny_basic_unet, tiny_unet
 
 SPREAD = 0.2
 
@@ -39,7 +38,7 @@ class NormalDenoiser(ModelMixin, ConfigMixin):
 
 @pytest.fixture
 def make_distiller(tmp_path, some_images):
-    """Return a maker of trainers of a distillation in float32, for eight steps unless told otherwise."""
+    """Return a maker of trainers of a distillation in float32, for eight steps unless labels_of_critic otherwise."""
 
     def make(network, output_dir="run", resume=None, calls=4, **options):
         training = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 2}
@@ -51,40 +50,41 @@ def make_distiller(tmp_path, some_images):
             resume=resume,
             distillation=DistillationConfig(denoising_steps=2, critic_steps=2, calls=calls),
         )
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+        another_process()
         accelerator = start_accelerator(config)
         teacher = DenoisingPipeline(network, DDPMScheduler())
-        model, scheduler = student_of(teacher)
-        learner = Distiller(config.distillation, teacher, config.training, model, scheduler, accelerator, some_images)
-        return Trainer(config, model, scheduler, accelerator, some_images, learner=learner)
+        model, noise_schedule = student_of(teacher)
+        learner = Distiller(
+            config.distillation, teacher, config.training, model, noise_schedule, accelerator, some_images
+        )
+        return Trainer(config, learner)
 
     return make
 
 
-def test_its_gradient_leads_from_what_the_student_draws_to_what_the_teacher_knows(make_distiller):
+def test_its_gradient_leads_from_the_students_images_to_the_teachers(make_distiller):
     distiller = make_distiller(tiny_unet()).learner
     distiller.teacher, distiller.raw_critic = NormalDenoiser(0.5), NormalDenoiser(-0.5)
-    drawn = -0.5 + SPREAD * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    gradient = distiller._slope(drawn, None, torch.zeros(16))
+    generated = -0.5 + SPREAD * torch.randn(16, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    gradient = distiller._divergence_gradient(generated, None, torch.zeros(16))
     assert (gradient < 0).all()  # descending it raises the pixels
 
 
 @pytest.mark.parametrize("classes", [None, 10])
-def test_the_critic_starts_as_the_teacher_whichever_call_it_is_told(make_distiller, classes, noise):
+def test_the_critic_starts_as_the_teacher_whichever_call_it_is_labels_of_critic(make_distiller, classes, noise):
     distiller = make_distiller(tiny_unet(dropout=0.5, num_class_embeds=classes), batch_size=4).learner
     labels, calls = None if classes is None else torch.tensor([0, 9, 10, 3]), torch.arange(4)
     distiller.critic.train()  # where dropout would tell them apart
-    told = distiller._told(labels, calls)
-    assert torch.equal(distiller._slope(noise, labels, told), torch.zeros_like(noise))
+    labels_of_critic = distiller._critic_labels(labels, calls)
+    assert torch.equal(distiller._divergence_gradient(noise, labels, labels_of_critic), torch.zeros_like(noise))
     rows = distiller.critic.label_embedding.table.weight
     assert len(rows) == 4 * (1 if classes is None else classes + 1) + 1
-    rows.data[told[2]] += 1.0
-    changed = distiller._slope(noise, labels, told).abs().sum(dim=(1, 2, 3)) > 0
+    rows.data[labels_of_critic[2]] += 1.0
+    changed = distiller._divergence_gradient(noise, labels, labels_of_critic).abs().sum(dim=(1, 2, 3)) > 0
     assert changed.tolist() == [False, False, True, False]  # no two calls and classes share a row
 
 
-def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_distiller):
+def test_each_call_of_the_student_learns_to_sample_as_the_teacher(make_distiller):
     network = tiny_unet(attention_levels=(), num_class_embeds=None)
     trainer = make_distiller(network, calls=2, max_steps=80, batch_size=16, learning_rate=4e-3)
     learner = trainer.learner
@@ -95,13 +95,13 @@ def test_each_call_of_the_student_comes_to_draw_what_the_teacher_would(make_dist
     unet = trainer.pipeline().unet
     for start in learner.starts:
         noise = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-        noisy = learner.scheduler.add_noise(torch.full_like(noise, 0.5), noise, start.expand(32))
-        images = predicted_image(learner.scheduler, noisy, unet(noisy, start).sample.detach(), start)
+        noisy = learner.noise_schedule.add_noise(torch.full_like(noise, 0.5), noise, start.expand(32))
+        images = predicted_image(learner.noise_schedule, noisy, unet(noisy, start).sample.detach(), start)
         assert float(images.mean()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("classes", [None, 10])
-def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, classes):
+def test_a_run_leaves_a_pipeline_that_samples_in_few_calls(make_distiller, classes):
     network = tiny_unet(num_class_embeds=classes)
     teacher = [parameter.clone() for parameter in network.parameters()]
     trainer = make_distiller(network)
@@ -112,9 +112,11 @@ def test_a_run_leaves_a_pipeline_that_draws_in_few_calls(make_distiller, classes
         assert after.requires_grad
     pipeline = load_pipeline(trainer.folder.pipeline)
     assert isinstance(pipeline.scheduler, LCMScheduler)
-    assert own_sampler(pipeline.scheduler) == {"scheduler": "lcm", "steps": 4}
+    assert default_sampler(pipeline.scheduler) == {"scheduler": "lcm", "steps": 4}
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert "distilled to draw in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
+    assert "distilled for sampling in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text(
+        encoding="utf-8"
+    )
     timesteps = {}
     for calls in (1, 2, 4):
         assert pipeline(2, num_inference_steps=calls, seed=0, output_type="pt").images.shape == (2, 1, 16, 16)

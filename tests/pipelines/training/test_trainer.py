@@ -17,27 +17,19 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import is_compiled_module
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from denoiser import UNet
-from denoiser.data import ImageSet
+from denoiser.data import ImageSet, random_batch
 from denoiser.device import in_best_layout
-from pipelines import draw_samples, image_grid, load_pipeline, make_scheduler
-from pipelines.training.checkpoint import MANIFEST, check_whole
-from pipelines.training.draws import draw
-from pipelines.training.noise_levels import timestep_table
+from denoiser.files import MANIFEST
+from pipelines import image_grid, load_pipeline, make_scheduler, sample_images
+from pipelines.training.checkpoint import check_whole
 from pipelines.training.signals import SAME_SIGNAL
-from tests.conftest import tiny_basic_unet, tiny_unet
+from tests.conftest import another_process, tiny_basic_unet, tiny_unet
 from tests.pipelines.training.conftest import sign
-
-
-def another_process():
-    """Forget Accelerate's state, as a new process would."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def train_four_steps(trainer):
@@ -94,7 +86,7 @@ def test_the_saved_pipeline_draws_the_grid_that_the_run_left(make_trainer):
     trainer.train()
     pipeline = load_pipeline(trainer.folder.pipeline)
     pipeline.scheduler = make_scheduler(trainer.config.sampling.scheduler, pipeline.scheduler.config)
-    grid = image_grid(draw_samples(pipeline, trainer.config.sampling))
+    grid = image_grid(sample_images(pipeline, **trainer.config.sampling.arguments()))
     assert grid.tobytes() == Image.open(trainer.folder.grid(trainer.step)).tobytes()
     assert tuple(pipeline.config.class_names) == trainer.learner.images.class_names
 
@@ -106,9 +98,7 @@ def test_the_loss_on_real_images_falls(make_trainer):
     assert losses[-1] < 0.33 * losses[0]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"loss_weighting": "min_snr"}, {"log_normal_levels": (-1.0, 0.7)}, {"stratified_timesteps": False}]
-)
+@pytest.mark.parametrize("options", [{}, {"loss_weighting": "min_snr"}])
 def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler, options):
     settings = {
         **options,
@@ -128,16 +118,16 @@ def test_it_takes_the_steps_of_a_plain_loop(make_trainer, some_images, scheduler
     average = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.95), weight_decay=0.3)
     for step in range(10):
-        drawn = draw(5, step, 16, (1, 16, 16), len(some_images), 1000, 0.4, options.get("stratified_timesteps", True))
-        images = some_images.images[drawn.indices].float() / 127.5 - 1
-        labels = some_images.labels[drawn.indices]
-        labels[drawn.label_dropped] = 10
-        timesteps = timestep_table(scheduler, options.get("log_normal_levels"))[drawn.timesteps]
+        batch = random_batch(5, step, 16, (1, 16, 16), len(some_images), 1000, 0.4)
+        images = some_images.images[batch.indices].float() / 127.5 - 1
+        labels = some_images.labels[batch.indices]
+        labels[batch.label_dropped] = 10
+        timesteps = batch.timesteps
         alpha = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * drawn.noise
+        noisy = alpha.sqrt() * images + (1 - alpha).sqrt() * batch.noise
         prediction = model(noisy, timesteps, class_labels=labels).sample
         weights = (5 * (1 - alpha) / alpha).clamp(max=1) if options.get("loss_weighting") else 1
-        (weights * (prediction - drawn.noise).square()).mean().backward()
+        (weights * (prediction - batch.noise).square()).mean().backward()
         gradients = [parameter.grad for parameter in model.parameters()]
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         for gradient in gradients:
@@ -181,17 +171,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_train
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize(
-    ("dropout", "options"),
-    [
-        (0.0, {}),
-        (0.0, {"mixed_precision": "bf16"}),
-        (0.0, {"optimizer": "muon"}),
-        (0.0, {"optimizer": "soap"}),
-        (0.0, {"log_normal_levels": (0.0, 1.0)}),
-        (0.3, {}),
-    ],
-)
+@pytest.mark.parametrize(("dropout", "options"), [(0.0, {}), (0.0, {"mixed_precision": "bf16"}), (0.3, {})])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, dropout, options):
     options = {"checkpoint_every": 4, **options}
     whole = make_trainer("whole", tiny_unet(dropout=dropout), **options)
@@ -587,21 +567,35 @@ def test_a_checkpoint_of_another_noise_schedule_is_refused(make_trainer, schedul
         make_trainer(resume="latest")
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused(make_trainer):
-    make_trainer().train()
-    with pytest.raises(ValueError, match="another optimizer: name adamw, not muon"):
-        make_trainer(optimizer="muon", resume="latest")
+def altered(trainer, change):
+    """Change the state of a run's last checkpoint, and sign it anew."""
+    path = trainer.last_checkpoint / "state.json"
+    state = json.loads(path.read_text(encoding="utf-8"))
+    change(state)
+    path.write_text(json.dumps(state), encoding="utf-8")
+    sign(path.parent)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_unless_its_network_or_optimizer_is_gone(make_trainer):
+    first = make_trainer()
+    first.train()
+    altered(first, lambda state: state.update(optimizer={"name": "adamw"}, distillation={}))
+    altered(first, lambda state: state["model"]["init_args"].update(middle_blocks=0, second_kernel_size=3))
+    assert make_trainer(resume="latest").step == 10
+    altered(first, lambda state: state["model"]["init_args"].update(second_kernel_size=1))
+    with pytest.raises(ValueError, match="second_kernel_size is 1, a removed option; commit e7d8e90"):
+        make_trainer(resume="latest")
+    altered(first, lambda state: state["model"]["init_args"].update(second_kernel_size=3))
+    altered(first, lambda state: state.update(optimizer={"name": "muon"}))
+    with pytest.raises(ValueError, match="optimizer is muon, a removed option; commit e7d8e90"):
+        make_trainer(resume="latest")
 
 
 def test_a_checkpoint_of_another_version_is_not_called_damaged(make_trainer):
     first = make_trainer()
     first.train()
-    path = first.last_checkpoint / "state.json"
-    state = json.loads(path.read_text(encoding="utf-8"))
-    del state["optimizer"]
-    path.write_text(json.dumps(state), encoding="utf-8")
-    sign(path.parent)
-    with pytest.raises(ValueError, match="lacks optimizer: another version of this package wrote it"):
+    altered(first, lambda state: state.pop("ema_steps"))
+    with pytest.raises(ValueError, match="lacks ema_steps: another version of this package wrote it"):
         make_trainer(resume="latest")
 
 
@@ -870,7 +864,7 @@ def test_numbers_of_numpy_in_network_and_scheduler_train_and_are_written(make_tr
     [
         ({"scheduler": DDIMScheduler()}, "the scheduler is a DDIMScheduler; a training takes a DDPMScheduler"),
         ({"model": UNet2DModel(16, 1, 1, class_embed_type="timestep")}, "class_embed_type is timestep"),
-        ({"loss_weighting": "noise"}, "loss_weighting is noise, and changes nothing"),
+        ({"loss_weighting": "noise"}, "loss_weighting is 'noise'; it is one of prediction, min_snr"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_construction(make_trainer, options, message):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import SamplingConfig, draw_samples, interpolated, named_grid, noising_stages, slerp, stages_picture
+from pipelines import SamplingConfig, interpolated, named_grid, noising_stages, sample_images, slerp, stages_picture
 from tests.pipelines.test_denoising import make_pipeline
 
 CONFIG = SamplingConfig(num_images=5, steps=3, scheduler="ddim")
@@ -21,8 +21,10 @@ def test_noise_between_two_noises_is_as_large():
 
 def test_an_interpolation_goes_from_one_seeds_image_to_the_others():
     pipeline = make_pipeline(scheduler="ddim")
-    images = interpolated(pipeline, CONFIG, [3, 17], labels=["bag"])
-    ends = draw_samples(pipeline, CONFIG, labels=["bag"], seeds=[3, 17])
+    arguments = {**CONFIG.arguments(), "class_labels": ["bag"]}
+    ends = sample_images(pipeline, **{**arguments, "num_images": 2, "seed": [3, 17]})
+    del arguments["seed"]
+    images = interpolated(pipeline, [3, 17], **arguments)
     assert len(images) == 5
     assert torch.equal(images[[0, -1]], ends)
     distances = (images - images[0]).square().mean(dim=(1, 2, 3))
@@ -41,9 +43,10 @@ def test_an_interpolation_goes_from_one_seeds_image_to_the_others():
     ],
 )
 def test_what_cannot_be_interpolated_is_refused(scheduler, options, seeds, message):
-    config = SamplingConfig(**{"num_images": 3, "steps": 2, **options})
     with pytest.raises(ValueError, match=message):
-        interpolated(make_pipeline(scheduler=scheduler), config, seeds)
+        interpolated(
+            make_pipeline(scheduler=scheduler), seeds, **{"num_images": 3, "num_inference_steps": 2, **options}
+        )
 
 
 def test_noising_goes_from_the_image_to_noise(some_images, scheduler):

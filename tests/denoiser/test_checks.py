@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from denoiser import BasicUNet, UNet
 from denoiser.data import load_fashion_mnist
 from denoiser.randomness import SAMPLING, seeded_generator
-from pipelines import DenoisingPipeline, SamplingConfig, draw_samples, image_grid, interpolated, noising_stages
+from pipelines import DenoisingPipeline, SamplingConfig, image_grid, interpolated, noising_stages, sample_images
 from pipelines.restoration import denoised, inpainted, inverted
 from pipelines.training import RunConfig, TrainingConfig
 from pipelines.training.config import settings
@@ -27,32 +27,30 @@ def pipeline():
     return made
 
 
-def drawn(pipeline, *labels, **options):
+def images_of(pipeline, *labels, **options):
     return pipeline(*labels, output_type="pt", **options).images
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pipeline_takes_them(pipeline, kind):
-    plain = drawn(pipeline, 2, 3, seed=5, num_inference_steps=2)
-    assert torch.equal(drawn(pipeline, kind(2), kind(3), seed=kind(5), num_inference_steps=kind(2)), plain)
-    mixed = drawn(pipeline, 2, [{3: 1, 4: 2}, 3], seed=[5, 6], num_inference_steps=2)
+    plain = images_of(pipeline, 2, 3, seed=5, num_inference_steps=2)
+    assert torch.equal(images_of(pipeline, kind(2), kind(3), seed=kind(5), num_inference_steps=kind(2)), plain)
+    mixed = images_of(pipeline, 2, [{3: 1, 4: 2}, 3], seed=[5, 6], num_inference_steps=2)
     labels = [{kind(3).item(): kind(1), 4: kind(2)}, kind(3)]
-    assert torch.equal(drawn(pipeline, 2, labels, seed=(kind(5), kind(6)), num_inference_steps=2), mixed)
-    scaled = drawn(pipeline, 2, 3, seed=5, num_inference_steps=2, guidance_scale=2.0, guidance_interval=(1, 3))
+    assert torch.equal(images_of(pipeline, 2, labels, seed=(kind(5), kind(6)), num_inference_steps=2), mixed)
+    scaled = images_of(pipeline, 2, 3, seed=5, num_inference_steps=2, guidance_scale=2.0, guidance_interval=(1, 3))
     options = {"guidance_scale": kind(2), "guidance_interval": (kind(1), kind(3)), "num_inference_steps": 2}
-    assert torch.equal(drawn(pipeline, 2, 3, seed=5, **options), scaled)
+    assert torch.equal(images_of(pipeline, 2, 3, seed=5, **options), scaled)
 
 
 @pytest.mark.parametrize("array", [np.array, torch.tensor])
 def test_arrays_are_taken_where_sequences_are(pipeline, array):
-    plain = drawn(pipeline, None, [3, 4], seed=[5, 6], num_inference_steps=2)
-    assert torch.equal(drawn(pipeline, None, array([3, 4]), seed=array([5, 6]), num_inference_steps=2), plain)
-    config = SamplingConfig(num_images=4, steps=2)
-    ours = draw_samples(pipeline, config, array([3, 4]), indices=array([1, 2]))
-    assert torch.equal(ours, draw_samples(pipeline, config, [3, 4], indices=[1, 2]))
-    assert torch.equal(
-        draw_samples(pipeline, config, seeds=array([7, 8])), draw_samples(pipeline, config, seeds=[7, 8])
-    )
+    plain = images_of(pipeline, None, [3, 4], seed=[5, 6], num_inference_steps=2)
+    assert torch.equal(images_of(pipeline, None, array([3, 4]), seed=array([5, 6]), num_inference_steps=2), plain)
+    ours = sample_images(pipeline, 4, array([3, 4]), indices=array([1, 2]), num_inference_steps=2)
+    assert torch.equal(ours, sample_images(pipeline, 4, [3, 4], indices=[1, 2], num_inference_steps=2))
+    ours = sample_images(pipeline, 2, seed=array([7, 8]), num_inference_steps=2)
+    assert torch.equal(ours, sample_images(pipeline, 2, seed=[7, 8], num_inference_steps=2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,8 +90,8 @@ def test_functions_take_them(pipeline, kind):
     images = torch.full((2, 1, 16, 16), 0.5)
     assert image_grid(images, kind(2), kind(3)).size == image_grid(images, 2, 3).size
     assert len(noising_stages(images, DDPMScheduler(), kind(3), kind(1))) == 3
-    config = SamplingConfig(num_images=2, steps=1, scheduler="ddim")
-    assert torch.equal(interpolated(pipeline, config, [kind(1), kind(2)]), interpolated(pipeline, config, [1, 2]))
+    ours = interpolated(pipeline, [kind(1), kind(2)], kind(2), num_inference_steps=kind(1))
+    assert torch.equal(ours, interpolated(pipeline, [1, 2], 2, num_inference_steps=1))
     assert torch.equal(denoised(pipeline, images, kind(1), [kind(3)] * 2), denoised(pipeline, images, 1, [3, 3]))
     known = torch.ones(1, 1, 16, 16)
     known[..., 4:] = 0

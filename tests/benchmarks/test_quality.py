@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.drawing import longest_of
+from benchmarks.quality import longest_of
 from benchmarks.race import Training
 
 

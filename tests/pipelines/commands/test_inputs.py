@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipelines import save_images
+from pipelines.commands import inputs
 from pipelines.commands.inputs import load_images
-from pipelines.evaluation import inputs
 
 
 def test_a_folder_of_pictures_and_the_array_they_are_of_are_the_same_images(train_images, tmp_path):

@@ -1,43 +1,47 @@
-"""The loss of denoising diffusion: how well a network predicts what the scheduler's `prediction_type` asks for."""
+"""The denoising loss, its weights, and the checks of its noise schedule."""
 
 import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from denoiser.checks import check_positive
 
+MIN_SNR_GAMMA = 5.0
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
-def prediction_target(scheduler: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Return what the network should predict, shaped as `images`.
+def prediction_target(noise_schedule: DDPMScheduler, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Return the target of the prediction, shaped as `images`.
 
-    The noise (Ho et al. 2020, eq. 14), the velocity (Salimans & Ho 2022, appendix D) or the clean image.
+    It is the noise (Ho et al. 2020, eq. 14), the velocity (Salimans & Ho 2022, appendix D) or the
+    clean image.
     """
-    match scheduler.config.prediction_type:
+    match noise_schedule.config.prediction_type:
         case "epsilon":
             return noise
         case "v_prediction":
-            return scheduler.get_velocity(images, noise, timesteps)
+            return noise_schedule.get_velocity(images, noise, timesteps)
         case "sample":
             return images
         case other:
             raise ValueError(f"prediction_type is '{other}'; it is one of epsilon, v_prediction, sample")
 
 
-def check_noise_schedule(scheduler: DDPMScheduler) -> None:
-    """Raise `ValueError` unless the scheduler can be trained and sampled with, and each option of it has an effect.
+def check_noise_schedule(noise_schedule: DDPMScheduler) -> None:
+    """Raise `ValueError` if a noise schedule cannot be trained with, or one of its options has no effect.
 
-    Image and noise both have a share in each timestep, but for the last of a network that does not predict the noise,
-    which may be noise alone (Lin et al. 2024, section 3.1).
+    Each timestep has both signal and noise. Only the last may be pure noise, if the network does not
+    predict the noise (Lin et al. 2024, section 3.1).
     """
-    count, betas, config = scheduler.config.num_train_timesteps, scheduler.betas, scheduler.config
+    config, betas = noise_schedule.config, noise_schedule.betas
+    count = config.num_train_timesteps
     check_positive(num_train_timesteps=count)
     if len(betas) != count:
         raise ValueError(f"the scheduler has num_train_timesteps {count} and {len(betas)} betas; make them agree")
@@ -45,7 +49,7 @@ def check_noise_schedule(scheduler: DDPMScheduler) -> None:
         raise ValueError(
             f"the scheduler's betas go from {betas.min():.4g} to {betas.max():.4g}; each is a share of variance, 0 to 1"
         )
-    signal = scheduler.alphas_cumprod
+    signal = noise_schedule.alphas_cumprod
     with_signal = signal if config.prediction_type == "epsilon" else signal[:-1]
     if not (signal < 1).all() or not (with_signal > 0).all():
         raise ValueError(
@@ -59,7 +63,7 @@ def check_noise_schedule(scheduler: DDPMScheduler) -> None:
 
 
 def _check_options(config: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for the first option of a scheduler that has no sensible value."""
+    """Raise `ValueError` for the first option of a noise schedule with an invalid value."""
     for name, known in (("variance_type", _VARIANCES), ("prediction_type", _PREDICTIONS)):
         if config[name] not in known:
             raise ValueError(f"{name} is '{config[name]}'; it is one of {', '.join(known)}")
@@ -80,7 +84,7 @@ def _check_options(config: Mapping[str, Any]) -> None:
 
 
 def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options of a scheduler that change nothing beside its others, with the reason."""
+    """Return the options of a noise schedule that have no effect beside the others, with the reason."""
     idle = dict.fromkeys(
         ("timestep_spacing", "steps_offset"), "a training uses every timestep, a sampler spaces its own"
     )
@@ -99,26 +103,47 @@ def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:
     return idle
 
 
+def loss_weights(noise_schedule: DDPMScheduler, weighting: str) -> Tensor:
+    """Return the weight of each timestep's loss, `(num_train_timesteps,)` in float32.
+
+    "prediction" weights all timesteps alike. "min_snr" is min(SNR, gamma) for the error of the image
+    (Hang et al. 2023, eq. 8), divided by SNR for that of the noise and by SNR + 1 for the velocity's.
+
+    Raises:
+        ValueError: If the weighting or the prediction type is unknown.
+    """
+    if weighting == "prediction":
+        return torch.ones(len(noise_schedule.alphas_cumprod))
+    signal = noise_schedule.alphas_cumprod.cpu().double()  # not every device has float64
+    snr = signal / (1 - signal)
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}
+    prediction_type = noise_schedule.config.prediction_type
+    for name, known in ((weighting, ("prediction", "min_snr")), (prediction_type, divisors)):
+        if name not in known:
+            raise ValueError(f"'{name}' is none of {', '.join(known)}")
+    return (snr.clamp(max=MIN_SNR_GAMMA) / divisors[prediction_type]).float()
+
+
 def denoising_loss(
     model: nn.Module,
-    scheduler: DDPMScheduler,
+    noise_schedule: DDPMScheduler,
     images: Tensor,
     noise: Tensor,
     timesteps: Tensor,
     class_labels: Tensor | None,
 ) -> Tensor:
-    """Return each image's mean squared error, `(batch,)` in float32 (Ho et al. 2020, eq. 14).
+    """Return the mean squared error of each image, `(batch,)` in float32 (Ho et al. 2020, eq. 14).
 
     Args:
-        model: Backbone, called as `model(noisy, timesteps, class_labels=…)`, or without labels where they are None.
-        scheduler: Gives the noise level of each timestep and the prediction type.
+        model: Network with `UNet2DModel`'s call contract.
+        noise_schedule: Noise level of each timestep, and prediction type.
         images: `(batch, channels, height, width)` in [-1, 1].
         noise: Standard normal, shaped as `images`.
         timesteps: `(batch,)`.
         class_labels: `(batch,)`, or None for an unconditional network.
     """
-    noisy = scheduler.add_noise(images, noise, timesteps)
+    noisy = noise_schedule.add_noise(images, noise, timesteps)
     labels = {} if class_labels is None else {"class_labels": class_labels}
     prediction = model(noisy, timesteps, **labels).sample
-    target = prediction_target(scheduler, images, noise, timesteps)
+    target = prediction_target(noise_schedule, images, noise, timesteps)
     return mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
