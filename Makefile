@@ -1,8 +1,11 @@
 # make train    set up, get the data, train the default config (five minutes on two cores)
-# make test     set up, get the data, run every test
-# make lint     style and types
-# make soak     kill runs, fail writes, feed nonsense and compile for an hour; write what was found into docs/reliability.md and docs/environment.md
-# make pictures draw the pictures of docs/sampling.md again
+# make test     set up, get the data, run the tests of every day
+# make lint     style, types, import direction, spelling
+# make slow     the tests that take minutes: whole evaluations, several processes, the launchers
+# make soak     kill runs, fail writes, feed nonsense and compile for an hour; update the tables in docs/
+# make smoke    hashes of samples and of a short training, which a refactor leaves equal
+# make package  build the wheel, and try it in an empty environment
+# make pictures make the pictures of docs/sampling.md again
 # make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3
 RUN ?= runs/fashion_mnist
@@ -10,7 +13,7 @@ BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint soak pictures ship data clean
+.PHONY: train test lint slow soak smoke package pictures ship data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -20,9 +23,17 @@ test: .venv/installed data
 	PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts tests  # the longest first
 
 lint: .venv/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	PATH=$$PWD/$(BIN):$$PATH $(BIN)/pre-commit run --all-files
+
+smoke: .venv/installed data
+	@folder=$$(mktemp -d) && $(BIN)/python scripts/train.py --config configs/smoke.yaml --tracking.mode disabled \
+	    --output_dir $$folder/run >$$folder/log 2>&1 && for name in teacher student; do \
+	    $(BIN)/python scripts/sample.py --pipeline $$name --output $$folder/$$name.png >>$$folder/log || exit 1; done && \
+	    (cd $$folder && sha256sum *.png run/samples/*.png run/pipeline/unet/*.safetensors run/checkpoints/*/*.safetensors) \
+	    || cat $$folder/log; rm -rf $$folder
+
+package: .venv/installed data
+	rm -rf build dist && $(BIN)/python -m build --wheel && tests/package.sh $(PYTHON) dist/*.whl data
 
 soak: .venv/installed data
 	noted=$$(mktemp) && SOAK=1 RELIABILITY=$$noted OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
