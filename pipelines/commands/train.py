@@ -56,7 +56,7 @@ def train_and_report(trainer: Trainer, what: str) -> None:
 
 
 def _sample_command() -> list[str]:
-    """Return the command that samples, called as this program was: script, module or installed command."""
+    """Return the command that samples, as this program was called: installed, as a module or as a script."""
     program = Path(sys.argv[0]).resolve()
     if program.name.startswith("denoiser-"):
         return [str(program.with_name("denoiser-sample"))]
@@ -66,8 +66,14 @@ def _sample_command() -> list[str]:
 
 
 def typed_command() -> str:
-    """Return the command line of this run, from the project's folder, for its model card."""
-    return shlex.join(["accelerate", "launch", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """Return the command line of this run, for its model card."""
+    program = Path(sys.argv[0])
+    called = ["accelerate", "launch", f"scripts/{program.name}"]
+    if program.name.startswith("denoiser-"):
+        called = [program.name]
+    elif program.resolve().parent == Path(__file__).parent:
+        called = ["accelerate", "launch", "-m", f"pipelines.commands.{program.stem}"]
+    return shlex.join([*called, *sys.argv[1:]])
 
 
 @command
