@@ -1,4 +1,4 @@
-"""What the tests found, as the tables of `docs/reliability.md` and `docs/environment.md`: see `make soak`."""
+"""Write what the tests found into the tables of `docs/`: see `make soak`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ HEADERS = {
 PAGES = {
     "kills": "reliability.md",
     "faults": "reliability.md",
-    "input": "reliability.md",
+    "input": "wrong_input.md",
     "environment": "environment.md",
 }
 
