@@ -1,12 +1,7 @@
-"""What the environment's variables may change in a run, so that none of them beats a setting silently.
-
-Each variable that Accelerate, torch.distributed, MPI or a job script exports is honoured, ignored with one line that
-says so, or refused in one line. `docs/environment.md` lists them.
-"""
+"""Environment variables of a run: honoured, ignored with one line, or refused (docs/environment.md)."""
 
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +9,14 @@ import psutil
 import torch
 from accelerate.utils import str_to_bool
 
-# What a launcher sets all of, by the family of its variables; some of them alone are left over from elsewhere.
+# Variables that a launcher sets together, by family; only some of a family are left over from elsewhere.
 LAUNCHES = {
     "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
     "Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }
-# What a launcher may set beside them.
+# Variables that it may set besides.
 WITH_LAUNCH = {
     "torch": ("LOCAL_WORLD_SIZE",),
     "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
@@ -37,7 +32,7 @@ REFUSED = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 PRECISIONS = ("no", "bf16", "fp16")
-# How the launcher leaves what a compilation reads, where nobody asked for anything else.
+# Values of the launcher where nobody asked for others.
 COMPILING = {
     "ACCELERATE_DYNAMO_MODE": "default",
     "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
@@ -49,7 +44,7 @@ ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 PRECISION, BACKEND, DEVICE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_TORCH_DEVICE"
 FP8 = "ACCELERATE_FP8_BACKEND"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # which change the numbers of a GPU
+TF32 = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")  # they change the numbers of a GPU
 RECORDED = (*SWITCHES, DEVICE, *THREADS, *TF32)
 
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun")
@@ -60,14 +55,14 @@ LAUNCHING_MODULES = (
 
 
 def launcher() -> psutil.Process | None:
-    """Return the process of the launcher that started this one, by its command line; None if no launcher did.
+    """Return the launcher's process, the parent of this one by its command line, or None.
 
-    No variable tells: each may be left over in a shell that ends while the run goes on.
+    Variables cannot tell: each may be left over in a shell.
     """
     try:
         parent = psutil.Process().parent()
         words = [] if parent is None else parent.cmdline()
-    except psutil.Error:  # a parent of another user, or one that has just ended
+    except psutil.Error:  # of another user, or just ended
         return None
     if not words or not Path(words[0]).name.lower().startswith("python"):
         return None
@@ -83,7 +78,7 @@ def launcher() -> psutil.Process | None:
 
 
 def exported(environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
-    """Return the variables as the user exported them: those of the launcher's own process, if there is one."""
+    """Return the variables as the user exported them: the launcher's own, if there is one."""
     parent = launcher()
     try:
         return environment if parent is None else parent.environ()
@@ -92,11 +87,11 @@ def exported(environment: Mapping[str, str] = os.environ) -> Mapping[str, str]:
 
 
 def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Keep what a launcher has set for the processes of a run, and take the leftovers of one out of the environment."""
+    """Check the variables of processes, remove those left over, and return a line for each of them."""
     for name in [name for name, value in environment.items() if name.startswith("ACCELERATE_") and not value]:
-        environment.pop(name)  # as good as unset, which Accelerate does not see so
+        environment.pop(name)  # Accelerate takes empty for set
     for name in SWITCHES:
-        _is_on(environment, name)  # or neither on nor off, which it raises for
+        _is_on(environment, name)  # raises if it is neither on nor off
     for name in REFUSED:
         if _is_on(environment, name):
             raise ValueError(f"{name} is set, and {REFUSED[name]} is not supported; unset it")
@@ -111,19 +106,8 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list
         if family == "torch":
             _check_started(environment)
         left_over = [name for name in (*names, *WITH_LAUNCH[family]) if name in environment]
-        lines += [
-            f"{name}={environment.pop(name)} is ignored: no launcher of several processes has set it"
-            for name in left_over
-        ]
+        lines += _drop(environment, dict.fromkeys(left_over, "no launcher of several processes has set it"))
     return lines
-
-
-@dataclass(frozen=True)
-class Settled:
-    """What of the environment goes into a run's settings."""
-
-    settings: dict[str, Any]
-    lines: list[str]
 
 
 def settle_training(
@@ -132,73 +116,63 @@ def settle_training(
     accumulation: int,
     device: torch.device,
     environment: MutableMapping[str, str] = os.environ,
-) -> Settled:
-    """Weigh the variables against the settings that they are about, and take the ignored ones out of the environment.
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the training settings that the environment decides, and a line for each ignored variable.
 
-    A precision is honoured where the run leaves it to the device; so is a compilation that the launcher was asked for.
+    A precision is honoured where the settings say "auto", and a compilation that the launcher was asked
+    for. Ignored variables are removed from the environment.
     """
-    settings = {**_precision(precision, device, environment), **_compilation(compiled, environment)}
-    ignored = {name: "training.compile has no such choice" for name in COMPILING if not _usual(name, environment)}
-    wanted = environment.get(PRECISION, "no").lower()
-    if wanted not in ("no", settings.get("mixed_precision", precision)):
-        ignored[PRECISION] = f"training.mixed_precision is {precision}"
-    if environment.get(ACCUMULATION, str(accumulation)) != str(accumulation):
-        ignored[ACCUMULATION] = f"training.gradient_accumulation_steps is {accumulation}"
-    replaced = _replaced_by_launcher(environment)
-    return Settled(settings, [*_drop(environment, ignored), *replaced])
-
-
-def _precision(precision: str, device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the precision that the environment decides; "no" is what `accelerate launch` sets by itself."""
-    wanted = environment.get(PRECISION, "no").lower()
+    wanted, backend = (environment.get(name, "no").lower() for name in (PRECISION, BACKEND))
     if wanted not in PRECISIONS:
         raise ValueError(f"{PRECISION} is '{wanted}'; it is one of {', '.join(PRECISIONS)}")
     if (precision, wanted, device.type) == ("auto", "fp16", "cpu"):
         raise ValueError(f"{PRECISION} is fp16, which needs a GPU; unset it")
-    return {"mixed_precision": wanted} if precision == "auto" and wanted != "no" else {}
-
-
-def _compilation(compiled: bool, environment: Mapping[str, str]) -> dict[str, bool]:
-    """Return whether to compile, where the environment asks for it."""
-    backend = environment.get(BACKEND, "no").lower()
     if backend not in ("no", "inductor"):
         raise ValueError(f"{BACKEND} is '{backend}'; networks are compiled with inductor, or not at all")
-    compiled = compiled or backend == "inductor"
+    settings: dict[str, Any] = {"compile": compiled or backend == "inductor"}
     for name in NOT_COMPILING:
-        if compiled and _is_on(environment, name):
+        if settings["compile"] and _is_on(environment, name):
             raise ValueError(f"{name} is set, and the network shall be compiled; unset it, or leave compile off")
-    return {"compile": compiled}
-
-
-def _usual(name: str, environment: Mapping[str, str]) -> bool:
-    return environment.get(name, COMPILING[name]).lower() == COMPILING[name].lower()
+    ignored = {
+        name: "training.compile has no such choice"
+        for name, usual in COMPILING.items()
+        if environment.get(name, usual).lower() != usual.lower()
+    }
+    if precision == "auto" and wanted != "no":  # which `accelerate launch` sets by itself
+        settings["mixed_precision"] = wanted
+    elif wanted not in ("no", precision):
+        ignored[PRECISION] = f"training.mixed_precision is {precision}"
+    if environment.get(ACCUMULATION, str(accumulation)) != str(accumulation):
+        ignored[ACCUMULATION] = f"training.gradient_accumulation_steps is {accumulation}"
+    replaced = _replaced_by_launcher(environment)
+    return settings, [*_drop(environment, ignored), *replaced]
 
 
 def _drop(environment: MutableMapping[str, str], ignored: Mapping[str, str]) -> list[str]:
-    """Take variables out of the environment; returns a line for each, with the reason."""
+    """Remove variables from the environment, and return a line with the reason for each."""
     return [f"{name}={environment.pop(name)} is ignored: {reason}" for name, reason in ignored.items()]
 
 
 def processes_launched(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes a launcher has started, after `settle_processes`."""
+    """Return the number of processes that a launcher has started, after `settle_processes`."""
     return max(int(environment.get(names[1], "1")) for names in LAUNCHES.values())
 
 
 def ignore_splitting(environment: MutableMapping[str, str] = os.environ) -> list[str]:
-    """Take FSDP out of the environment where there is nothing to split weights among; returns the line that says so."""
+    """Remove FSDP from the environment of a run without several GPUs, and return a line if it was set."""
     if not _is_on(environment, FSDP):
         return []
     return _drop(environment, {FSDP: "weights are split among GPUs only, with a process for each"})
 
 
 def recorded() -> dict[str, str]:
-    """Return what the user has exported that a run goes by and no setting of it names."""
+    """Return the exported variables that affect a run and that no setting names."""
     theirs = exported()
     return {name: theirs[name] for name in RECORDED if theirs.get(name)}
 
 
 def _replaced_by_launcher(environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each variable that the user exported and `accelerate launch` has set otherwise."""
+    """Return a line for each exported variable that `accelerate launch` has set to another value."""
     names, theirs = (PRECISION, BACKEND, *COMPILING), exported(environment)
     return [
         f"{name}={theirs[name]} is ignored: accelerate launch was started with {environment[name].lower()}"
@@ -210,8 +184,8 @@ def _replaced_by_launcher(environment: Mapping[str, str]) -> list[str]:
 def _check_started(environment: Mapping[str, str]) -> None:
     """Raise `ValueError` if the launcher was asked for several processes and started one.
 
-    Without mpirun, `accelerate launch --cpu --num_processes 2` starts one and says nothing. The only trace is the
-    address of the first process, which it sets for several only.
+    `accelerate launch --cpu --num_processes 2` does so without mpirun, and says nothing. Its only trace
+    is the address of the first process.
     """
     theirs, address = exported(environment), ("MASTER_ADDR", "MASTER_PORT")
     if theirs is not environment and any(environment.get(name) != theirs.get(name) for name in address):
@@ -230,7 +204,7 @@ def _check_launch(environment: Mapping[str, str], names: tuple[str, ...]) -> Non
 
 
 def _check_numbers(environment: Mapping[str, str], *names: str) -> None:
-    """Raise `ValueError` for the first of the variables that is set, and is no whole number of at least 1."""
+    """Raise `ValueError` for the first variable that is not a whole number of at least 1."""
     for name in names:
         value = environment.get(name, "1")
         if not value.isdecimal() or int(value) < 1:
@@ -238,7 +212,7 @@ def _check_numbers(environment: Mapping[str, str], *names: str) -> None:
 
 
 def _check_device(environment: Mapping[str, str]) -> None:
-    """Raise `ValueError` if the device that is asked for is not there."""
+    """Raise `ValueError` if the machine does not have the device."""
     device = environment.get(DEVICE)
     if not device:
         return

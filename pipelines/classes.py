@@ -20,12 +20,7 @@ Labels = OwnLabels | Tensor | np.ndarray
 
 @dataclass(frozen=True)
 class Classes:
-    """Classes of a batch of images, as mixtures.
-
-    Attributes:
-        indices: Class indices, `(batch, most)`, `most` the size of the largest mixture.
-        weights: `(batch, most)`, of sum 1 for each image; smaller mixtures are padded with 0.
-    """
+    """Classes of a batch, as mixtures: indices and weights, `(batch, most)`, of sum 1 and padded with 0."""
 
     indices: Tensor
     weights: Tensor
@@ -40,12 +35,7 @@ class Classes:
 
 
 class ClassReader:
-    """Reader of the class labels of a network.
-
-    Args:
-        num_classes: Number of classes; None for an unconditional network.
-        names: Name of each class, by index, or None.
-    """
+    """Reader of the class labels of a network; `num_classes` is None for an unconditional one."""
 
     def __init__(self, num_classes: int | None, names: Sequence[str] | None) -> None:
         self.num_classes = num_classes
@@ -53,11 +43,7 @@ class ClassReader:
         self.indices = {name.lower(): index for index, name in enumerate(self.names)}
 
     def index(self, label: int | str) -> int:
-        """Return the index of a class given by index or by name, case-insensitively.
-
-        Raises:
-            ValueError: If the network does not have the class.
-        """
+        """Return the index of a class given by index or by name, case-insensitively."""
         if self.num_classes is None:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
         if isinstance(label, bool) or not isinstance(label, (Integral, str)):
@@ -79,11 +65,7 @@ class ClassReader:
         return self.names[index] if index < len(self.names) else str(index)
 
     def read(self, labels: OwnLabels, batch_size: int) -> Classes:
-        """Return the classes of a batch, from one label for all images or one for each.
-
-        Raises:
-            ValueError: If a label or the number of labels is invalid.
-        """
+        """Return the classes of a batch, from one label for all images or one for each."""
         if isinstance(labels, str) or not isinstance(labels, Sequence):
             labels = [labels] * batch_size
         if len(labels) != batch_size:

@@ -11,12 +11,8 @@ from torch import Tensor
 def noise_level(scheduler: SchedulerMixin, timestep: Tensor) -> tuple[Tensor, Tensor]:
     """Return the factors of the clean image and of the noise in a network's input at a timestep.
 
-    Args:
-        scheduler: A scheduler after `set_timesteps`, and after `scale_model_input` if it scales.
-        timestep: One of its timesteps, or `(batch,)` of them.
-
-    Returns:
-        Both `(1 or batch, 1, 1, 1)` in float32, on the device of the timestep.
+    The scheduler is one after `set_timesteps`, and after `scale_model_input` if it scales. Both factors
+    are `(1, 1, 1, 1)`, or `(batch, 1, 1, 1)` for timesteps `(batch,)`, in float32.
 
     Raises:
         ValueError: If the scheduler does not tell its noise levels.
@@ -99,27 +95,13 @@ def _column(values: Tensor) -> Tensor:
 def clean_image(prediction_type: str, noisy: Tensor, prediction: Tensor, signal: Tensor) -> Tensor:
     """Return the clean image that a prediction of noise, velocity or image implies, not clipped.
 
-    Args:
-        prediction_type: "epsilon", "v_prediction" or "sample".
-        noisy: Noisy images as in training, `(batch, channels, height, width)`.
-        prediction: Prediction for them, shaped alike.
-        signal: Power of the image in them, `alphas_cumprod`; broadcasts.
+    `signal` is the power of the image in the noisy images, `alphas_cumprod`; it broadcasts.
     """
     return _clean_image(prediction_type, noisy, prediction, signal.sqrt(), (1 - signal).sqrt())
 
 
 def predicted_image(scheduler: SchedulerMixin, noisy: Tensor, prediction: Tensor, timestep: Tensor) -> Tensor:
-    """Return the clean image that a prediction at a scheduler's timestep implies, not clipped.
-
-    Args:
-        scheduler: A scheduler as `noise_level` takes it.
-        noisy: Input of the network, as the scheduler scales it, `(batch, channels, height, width)`.
-        prediction: Prediction for it, shaped alike.
-        timestep: A scalar, or `(batch,)`.
-
-    Raises:
-        ValueError: If the scheduler does not tell its noise levels.
-    """
+    """Return the clean image that a prediction at a scheduler's timestep implies, not clipped."""
     image, noise = (factor.to(noisy.device) for factor in noise_level(scheduler, timestep))
     if is_preconditioned(scheduler):
         return scheduler.precondition_outputs(noisy / image, prediction, noise / image)

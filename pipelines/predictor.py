@@ -16,7 +16,7 @@ from pipelines.noise_levels import noise_level
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance settings.
+    """Classifier-free guidance settings, validated on construction.
 
     Attributes:
         scale: 1 + w of Ho & Salimans (2022), eq. 6: 1 is the conditional prediction, without guidance.
@@ -24,9 +24,6 @@ class Guidance:
             conditional one, image by image, against too much contrast (Lin et al. 2024, eq. 15, 16).
         interval: Lowest and highest noise level sigma = 1 / sqrt(SNR) with guidance; elsewhere the
             network is called without it (Kynkäänniemi et al. 2024, eq. 5). None is everywhere.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
 
     scale: float = 1.0
@@ -71,16 +68,8 @@ class Guidance:
 class Predictor:
     """A network with the classes and the guidance of a batch.
 
-    Args:
-        unet: Network with `UNet2DModel`'s call contract.
-        scheduler: Scheduler that tells the noise levels.
-        classes: Classes of the batch; None for no class.
-        guidance: Guidance settings.
-        call_size: Images in a call of the network, the last call padded with its last image: kernels
-            round differently by batch size. None for one call of all images.
-
-    Raises:
-        ValueError: If guidance is asked for without classes, or of a network without a null label.
+    With a `call_size` each network call has so many images, the last padded with its last image:
+    kernels round differently by batch size.
     """
 
     def __init__(
@@ -106,9 +95,8 @@ class Predictor:
     def __call__(self, noisy: Tensor, timestep: Tensor) -> Tensor:
         """Return the prediction for noisy images, both `(batch, channels, height, width)`.
 
-        Args:
-            noisy: Noisy images as in training, with powers of image and noise that sum to one.
-            timestep: Training timestep: a scalar, or `(batch,)`. A guidance interval looks at the first.
+        The powers of image and noise sum to one. The training timestep is a scalar or `(batch,)`, of which
+        a guidance interval looks at the first.
         """
         noisy, timesteps = noisy.to(self.dtype), batched_timestep(timestep, noisy)
         size = self.call_size or len(noisy)

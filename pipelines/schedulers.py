@@ -163,11 +163,7 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
 
 
 def build_scheduler(scheduler_class: type[SchedulerMixin], config: Mapping[str, Any], **options: Any) -> SchedulerMixin:
-    """Return a scheduler of a class for the noise schedule of `config`, with further `options`.
-
-    Raises:
-        ValueError: If the class does not support the noise schedule, or `config` has no DDPM's.
-    """
+    """Return a scheduler of a class for the noise schedule of `config`; `ValueError` if it is not supported."""
     _check_process(config)
     known = inspect.signature(scheduler_class).parameters
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:

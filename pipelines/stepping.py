@@ -60,11 +60,7 @@ def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
 
 
 def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
-    """Return the training timesteps in a step, for schedulers that need equal steps.
-
-    Raises:
-        ValueError: If the steps are out of range or do not divide the training timesteps.
-    """
+    """Return the training timesteps in a step, or raise `ValueError` unless all steps are equal."""
     check_steps(num_inference_steps, scheduler)
     count = scheduler.config.num_train_timesteps
     if count % num_inference_steps:
@@ -102,20 +98,9 @@ def adds_noise(scheduler: SchedulerMixin) -> bool:
 
 
 class Stepper:
-    """Takes the steps of a diffusers scheduler of any class.
+    """Takes the steps of a diffusers scheduler of any class, or raises `ValueError` with its name.
 
-    Args:
-        scheduler: The scheduler, whose timesteps are set here.
-        num_inference_steps: Number of steps.
-        device: Device of the images.
-        generator: Generator of the noise that the steps add, one or one for each image.
-        eta: Amount of that noise, for DDIM.
-
-    Attributes:
-        timesteps: Timesteps of the network calls, noisiest first; `from_image` drops the first ones.
-
-    Raises:
-        ValueError: If the scheduler cannot take these steps, with its name and the reason.
+    `timesteps` are those of the network calls, noisiest first; `from_image` drops the first ones.
     """
 
     def __init__(
@@ -144,11 +129,7 @@ class Stepper:
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
     def from_image(self, image: Tensor, noise: Tensor, taken: int) -> Tensor:
-        """Add noise to images for the last `taken` steps, and drop the steps before.
-
-        Raises:
-            ValueError: If the scheduler cannot start there.
-        """
+        """Add noise to images for the last `taken` steps, and drop the steps before."""
         scheduler, order = self.scheduler, getattr(self.scheduler, "order", 1)
         skipped = (self.num_inference_steps - taken) * order
         if skipped and len(self.timesteps) > self.num_inference_steps * order:

@@ -18,7 +18,7 @@ from pipelines.evaluation.comparison import check_count, check_images
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judge import IMAGE_SHAPE, load_judge
 from pipelines.evaluation.markdown import render
-from pipelines.evaluation.report import Evidence, Report, check_report_folder, flat_figures, make_report, write_report
+from pipelines.evaluation.report import Evidence, Report, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
 from pipelines.sampling import default_sampler
 from pipelines.stepping import distilled_calls
@@ -27,9 +27,7 @@ with needed("eval"):
     import torchmetrics  # noqa: F401 - the kernel distance imports it after the sampling
 
     from pipelines.evaluation.plots import plot_report
-from pipelines.training import TrackingConfig
 from pipelines.training.card import update_card
-from pipelines.training.tracking import close_wandb, start_wandb
 
 
 def build_parser() -> Parser:
@@ -45,8 +43,6 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     add_sampling_arguments(parser, EvaluationConfig)
-    parser.add_class_arguments(TrackingConfig, "tracking")
-    parser.set_defaults({"tracking.mode": "disabled"})
     return parser
 
 
@@ -114,9 +110,8 @@ def main() -> None:
     beside = Path("runs") / judged if shipped else judged.absolute().parent
     folder = Path(options.output_dir) if options.output_dir else beside
     check_report_folder(folder)
-    tracked = options.tracking.mode != "disabled"
     start_process()
-    accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no", log_with="wandb" if tracked else None)
+    accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no")
     judge = load_judge()
     with accelerator.main_process_first():
         train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
@@ -127,8 +122,6 @@ def main() -> None:
     else:
         generator, sections, subject = from_pipeline(pipeline, config, test, accelerator)
     subject = {"judged": judged.name, **subject}
-    if tracked:
-        start_wandb(accelerator, options.tracking, folder, subject)
     if options.pipeline:
         samples = sample_all(generator, accelerator)
     seconds = {"sampling": time.perf_counter() - started}
@@ -141,15 +134,9 @@ def main() -> None:
         print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
         print(f"report: {folder / 'report.md'}")
         print(f"{seconds['sampling']:.0f} s of sampling, {seconds['judging']:.0f} s of judging")
-        with optional("logging to wandb"):
-            accelerator.log(flat_figures(report))
-            for tracker in accelerator.trackers:
-                tracker.log_images({name: [picture] for name, picture in pictures.items()})
         if options.pipeline and not options.output_dir and not shipped:
             with optional("updating the model card"):
                 update_card(judged, report)
-    if tracked and (sync_command := close_wandb(accelerator, folder)):
-        accelerator.print(f"logged offline; to upload: {sync_command}")
 
 
 if __name__ == "__main__":

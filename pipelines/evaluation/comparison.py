@@ -20,13 +20,7 @@ NUM_COMPONENTS = 64
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Feature space.
-
-    Attributes:
-        name: Name in the report.
-        features: Maps uint8 images `(count, 1, 16, 16)` to `(count, features)` in float32.
-        moments: Reference statistics of the splits, if known.
-    """
+    """Feature space: its name, its map from uint8 images to `(count, features)`, and known moments."""
 
     name: str
     features: Callable[[Tensor], Tensor]
@@ -94,16 +88,10 @@ class Comparison:
         self.moments = space.moments or {split: Moments.of(features) for split, features in self.features.items()}
 
     def figures(self, features: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
-        """Compare samples with each split, beside a floor and a ceiling.
+        """Return the figures of samples, `(count, features)`, by split, beside a floor and a ceiling.
 
-        The floor has as many real images of the other split instead of the samples.
-
-        Args:
-            features: Features of the samples, `(count, features)`.
-            seed: Seed of the choice among the splits' images and of the ceiling's noise.
-
-        Returns:
-            The figures of `distances.compare`, by split, then by "samples", "floor" and "ceiling".
+        The floor has as many real images of the other split instead of the samples. The seed chooses among
+        the splits' images, and makes the ceiling's noise.
         """
         count, judged = len(features), Cloud(features)
         ceiling = Cloud(self.space.features(noise_images(self.sets["train"], count, seed)))

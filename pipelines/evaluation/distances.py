@@ -25,12 +25,7 @@ DISTANCES = ("frechet", "kernel", "sliced_wasserstein")  # 0 is best; the other 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and covariance of a set of features.
-
-    Attributes:
-        mean: `(features,)` in float64.
-        covariance: `(features, features)` in float64.
-    """
+    """Mean `(features,)` and covariance `(features, features)` of a set of features, in float64."""
 
     mean: Tensor
     covariance: Tensor
@@ -42,11 +37,7 @@ class Moments:
 
 
 class Cloud:
-    """Features of an image set, with cached statistics.
-
-    Args:
-        features: `(count, features)`.
-    """
+    """Features of an image set, `(count, features)`, with cached statistics."""
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
@@ -82,12 +73,8 @@ class _Features(nn.Identity):
 def kernel_distance(real: Tensor, samples: Tensor) -> tuple[float, float]:
     """Return the kernel distance (Bińkowski et al. 2018, section 4) and its standard error.
 
-    torchmetrics' unbiased estimate with the cubic kernel, over disjoint random blocks of 1,000 images.
-    The blocks are independent, which makes the standard error of their mean honest.
-
-    Args:
-        real: `(count, features)`, at least 2,000.
-        samples: `(others, features)`, at least 2,000.
+    torchmetrics' unbiased estimate with the cubic kernel, over disjoint random blocks of 1,000 images,
+    whose independence makes the standard error of their mean honest. Both sets are `(count, features)`.
 
     Raises:
         ValueError: If there are fewer than two blocks.
@@ -125,10 +112,7 @@ def _blocks(features: Tensor, num_blocks: int, which: int) -> tuple[Tensor, ...]
 def sliced_wasserstein(real: Tensor, samples: Tensor, seed: int = 0) -> float:
     """Return the squared sliced Wasserstein distance of order 2 (Bonneel et al. 2015).
 
-    Args:
-        real: `(count, features)`.
-        samples: `(count, features)`.
-        seed: Seed of the random directions.
+    Both sets are `(count, features)`; the random directions depend on the seed.
     """
     generator = seeded_generator(EVALUATION, seed, PROJECTIONS)
     directions = torch.randn(real.shape[1], DIRECTIONS, generator=generator, dtype=torch.float64)
@@ -138,15 +122,10 @@ def sliced_wasserstein(real: Tensor, samples: Tensor, seed: int = 0) -> float:
 
 
 def compare(split: Moments, real: Cloud, samples: Cloud) -> dict[str, float]:
-    """Return all figures of the samples by name.
+    """Return all figures of the samples by name, for at least 2,000 images.
 
-    Args:
-        split: Moments of the whole split, for the Fréchet distance, whose bias falls with the images.
-        real: As many images of the split as there are samples, for the other figures.
-        samples: Samples.
-
-    Raises:
-        ValueError: If there are fewer than 2,000 images.
+    The Fréchet distance is to the moments of the whole split, since its bias falls with the images; the
+    other figures compare as many real images as samples.
     """
     kernel, error = kernel_distance(real.features, samples.features)
     return {
@@ -178,13 +157,7 @@ def fidelity(real: Cloud, samples: Cloud) -> dict[str, float]:
 def nearest(queries: Tensor, references: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return distances and indices of the `k` nearest references of each query, nearest first.
 
-    Args:
-        queries: `(count, features)`.
-        references: `(others, features)`.
-        k: Number of neighbours, at most `others`.
-
-    Returns:
-        Both `(count, k)`.
+    Both sets are `(count, features)`, both results `(count, k)`.
     """
     found = []
     for block in queries.split(ROWS):
@@ -204,17 +177,11 @@ def radii(features: Tensor, k: int) -> Tensor:
 
 
 def overlap(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count the overlaps between two sets and each other's neighbourhoods.
-
-    Args:
-        samples: `(count, features)`.
-        real: `(others, features)`.
-        sample_radii: `(count,)`, radii of the samples' neighbourhoods.
-        real_radii: `(others,)`, radii of the real images' neighbourhoods.
+    """Count the overlaps between two sets, `(count, features)`, and each other's neighbourhoods.
 
     Returns:
-        Real neighbourhoods of each sample, `(count,)`; samples in each real neighbourhood, and sample
-        neighbourhoods of each real image, `(others,)` both.
+        Real neighbourhoods of each sample; samples in each real neighbourhood; sample neighbourhoods of
+        each real image.
     """
     balls, held, within = [], torch.zeros(len(real)), torch.zeros(len(real))
     for block, radius in zip(samples.split(ROWS), sample_radii.split(ROWS), strict=True):

@@ -116,16 +116,7 @@ def train_judge(
     peak_rate: float = 3e-3,
     on_epoch: Callable[[int, Judge], None] = lambda epoch, judge: None,
 ) -> Judge:
-    """Train a judge with AdamW, warm-up, cosine decay, label smoothing and horizontal flips.
-
-    Args:
-        images: Training set.
-        seed: Seed of the initial weights, the data order and the flips.
-        epochs: Epochs.
-        batch_size: Images in a step.
-        peak_rate: Peak learning rate.
-        on_epoch: Called after each epoch.
-    """
+    """Train a judge with AdamW, warm-up, cosine decay, label smoothing and horizontal flips."""
     torch.manual_seed(seed)  # initial weights come from the global generator
     judge = Judge().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)

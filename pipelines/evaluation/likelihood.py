@@ -27,9 +27,6 @@ class Bound:
         terms: `(count, samples)`: KL divergence of a denoising step (eq. 8) over the probability of its
             timestep. The mean over an image's timesteps is an unbiased estimate of the sum.
         timesteps: `(count, samples)`, from 1: the timesteps of `terms`.
-        num_timesteps: Number of training timesteps.
-        variance_type: Variance of the reverse steps, as in the noise schedule's config.
-        given_labels: Whether the bound is conditional on the labels.
     """
 
     prior: Tensor
@@ -90,18 +87,10 @@ def bound_of_batch(
 ) -> Bound:
     """Bound the likelihood of a batch of images, conditional on their labels if the model takes any.
 
-    The prior and the decoder are computed exactly, the denoising terms at random timesteps, stratified
-    and importance-sampled by their weights. Nothing is clipped.
-
-    Args:
-        model: Network with `UNet2DModel`'s call contract.
-        noise_schedule: Noise levels and prediction type. With the `variance_type` "fixed_large" the
-            variance of the reverse steps is beta_t, otherwise that of q(x_{t-1} | x_t, x_0), the first
-            step's replaced by the second's (Nichol & Dhariwal 2021, appendix).
-        images: Image set.
-        batch: Index of the batch.
-        num_samples: Random timesteps for each image.
-        seed: Seed of the noise and the timesteps.
+    The prior and the decoder are computed exactly, the denoising terms at `num_samples` random timesteps,
+    stratified and importance-sampled by their weights. Nothing is clipped. With the `variance_type`
+    "fixed_large" the variance of the reverse steps is beta_t, otherwise that of q(x_{t-1} | x_t, x_0),
+    the first step's replaced by the second's (Nichol & Dhariwal 2021, appendix).
 
     Raises:
         ValueError: If the bound is not finite.
@@ -177,15 +166,8 @@ class _Schedule:
 def discretised_log_likelihood(images: Tensor, mean: Tensor, log_deviation: Tensor) -> Tensor:
     """Return each pixel's log-probability under the discretised decoder (Ho et al. 2020, eq. 13).
 
-    The outermost grey levels, -1 and 1, take the tails of the Gaussian.
-
-    Args:
-        images: Grey levels k of 256, as 2k / 255 - 1.
-        mean: Mean of the Gaussian, shaped as `images`.
-        log_deviation: Log of its standard deviation; broadcasts.
-
-    Returns:
-        Log-probabilities in nats, shaped as `images`.
+    The grey levels are k of 256, as 2k / 255 - 1; the outermost take the tails of the Gaussian. The
+    result is in nats, shaped as the images.
     """
     upper = torch.where(images > 1 - BIN / 2, math.inf, images - mean + BIN / 2) / log_deviation.exp()
     lower = torch.where(images < -1 + BIN / 2, -math.inf, images - mean - BIN / 2) / log_deviation.exp()

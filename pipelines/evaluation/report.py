@@ -26,7 +26,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Judge and data of a report."""
+    """Judge and data of a report. Set i of the samples is compared with the seed `seed` + i."""
 
     judge: Judge
     train: ImageSet
@@ -134,17 +134,7 @@ def make_report(
     evidence: Evidence,
     on_section: Callable[[str], object] = lambda name: None,
 ) -> Report:
-    """Make a report.
-
-    Args:
-        samples: Samples, and the likelihood bound if asked for.
-        sections: Names from `config.SECTIONS`.
-        evidence: Judge and data.
-        on_section: Called with the name of each section before it is made.
-
-    Returns:
-        Figures by section, as numbers, lists and dicts, and the judge's card.
-    """
+    """Return the figures of the sections as numbers, lists and dicts, and the judge's card."""
     reporter = Reporter(samples, evidence)
     report: Report = {"judge": read_card()}
     if samples.sets:  # which not every section needs
@@ -153,27 +143,6 @@ def make_report(
         on_section(name)
         report[name] = getattr(reporter, name)()
     return report
-
-
-def flat_figures(report: Report) -> dict[str, float]:
-    """Return the figures of a report by path, for a run log."""
-    figures: dict[str, float] = {}
-
-    def visit(path: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, entry in value.items():
-                visit(f"{path}/{name}" if path else name, entry)
-        elif isinstance(value, float):
-            figures[path] = value
-
-    for name, section in report.items():
-        if name not in ("guidance", "samplers"):
-            visit(name, section)
-    for row in report.get("guidance", []):
-        visit(f"guidance/{row.get('scale', 'floor')}", row)
-    for row in report.get("samplers", []):
-        visit(f"samplers/{'floor' if row.get('floor') else sampler_key(row['sampler'], row['steps'])}", row)
-    return figures
 
 
 def _share_by_class(right: Tensor, labels: Tensor, num_classes: int) -> list[float]:

@@ -46,19 +46,10 @@ class Samples:
 
 
 class SampleGenerator:
-    """Generates the samples of an evaluation.
+    """Generates the samples of an evaluation, from a pipeline with its noise schedule.
 
-    Args:
-        pipeline: Pipeline with its noise schedule.
-        config: Evaluation settings.
-        sections: Sections of the report.
-        test: Test split, for the likelihood.
-
-    Attributes:
-        on_work: Called with the number of network calls on single images after they were made.
-
-    Raises:
-        ValueError: If the pipeline does not support the settings, or has other classes than the data.
+    `on_work` is called with numbers of network calls on single images after they were made. Raises
+    `ValueError` if the pipeline does not support the settings, or has other classes than the data.
     """
 
     def __init__(

@@ -8,13 +8,7 @@ from accelerate.utils import broadcast_object_list
 
 
 class Budget:
-    """Budget of optimizer steps, of minutes, or of both, whichever ends first.
-
-    Args:
-        max_steps: Optimizer steps, or None.
-        max_minutes: Wall-clock minutes, or None.
-        seconds_before: Wall-clock time of the run before it was resumed.
-    """
+    """Budget of optimizer steps, of minutes, or of both, whichever ends first."""
 
     def __init__(self, max_steps: int | None, max_minutes: float | None, seconds_before: float = 0.0) -> None:
         self.max_steps = max_steps
@@ -44,12 +38,5 @@ class Budget:
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int, progress: float) -> float:
-    """Return the learning rate: linear warm-up, cosine decay to 0 (Loshchilov & Hutter 2017, eq. 5).
-
-    Args:
-        peak: Learning rate after the warm-up.
-        warmup_steps: Steps of the warm-up.
-        step: Optimizer steps taken.
-        progress: Fraction of the budget used, 0 to 1.
-    """
+    """Return the learning rate: linear warm-up, cosine decay to 0 (Loshchilov & Hutter 2017, eq. 5)."""
     return peak * min(1.0, (step + 1) / warmup_steps) * (1 + math.cos(math.pi * progress)) / 2

@@ -263,11 +263,7 @@ def _difference(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 class RunFolder:
-    """Folder of a run: `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/`, `pipeline/`.
-
-    Args:
-        path: The folder, made when it is claimed.
-    """
+    """Folder of a run: `config.yaml`, `metrics.jsonl`, `samples/`, `checkpoints/`, `pipeline/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -280,21 +276,12 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:08d}.png"
 
     def claim(self, resume: str | None, identity: dict[str, Any], writes: bool = True) -> Path | None:
-        """Check that the run may write the folder, and make it.
-
-        Args:
-            resume: Checkpoint to resume from, "latest", or None for a new run.
-            identity: Settings for `check_identity`.
-            writes: Whether this is the process of the run that writes.
-
-        Returns:
-            The checkpoint to resume from, or None.
+        """Check that the run may write the folder, make it, and return the checkpoint to resume from.
 
         Raises:
             FileExistsError: If the folder holds another run or later checkpoints, or a run is writing.
             FileNotFoundError: If the checkpoint to resume from does not exist.
-            ValueError: If the checkpoint is damaged or of another identity, or a part of the folder is
-                a link.
+            ValueError: If the checkpoint is damaged or of another identity, or a part of the folder a link.
             OSError: If the folder cannot be written.
         """
         check_writable(self.config)

@@ -125,9 +125,6 @@ class Distiller(Learner):
         noise_schedule: Its noise schedule, likewise.
         accelerator: From `start_accelerator`.
         images: Training set, which the calls start from, noised, unless `own_starts` is set.
-
-    Raises:
-        ValueError: As for `Learner`, or with gradient accumulation or FSDP.
     """
 
     def __init__(

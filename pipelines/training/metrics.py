@@ -26,12 +26,7 @@ QUARTERS = 4
 
 
 class Window:
-    """Sums over a window of steps: losses by quarter of the timesteps, gradient norms, seconds.
-
-    Args:
-        num_timesteps: Number of training timesteps.
-        device: Device of the losses.
-    """
+    """Sums over a window of steps: losses by quarter of the timesteps, gradient norms, seconds."""
 
     def __init__(self, num_timesteps: int, device: torch.device) -> None:
         self.num_timesteps = num_timesteps
@@ -97,16 +92,8 @@ def _means(sums: Tensor, counts: Tensor) -> dict[str, float]:
 class Validation:
     """Evaluation during training: held-out loss and, for FashionMNIST at 16x16, Fréchet distance.
 
-    The noise is the same each time.
-
-    Args:
-        held_out: Images that the network is not trained on.
-        sampling: Sampling settings; the number of images and the batch size are replaced.
-        count: Number of samples; the floor is measured with as many held-out images.
-
-    Raises:
-        FileNotFoundError: If the judge's file is missing.
-        ValueError: If the judge's file was altered, or `count` is out of range.
+    The noise is the same each time. `count` is the number of samples, and of held-out images for the
+    floor. Raises an error if the count is out of range, or the judge's file missing or altered.
     """
 
     def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int) -> None:

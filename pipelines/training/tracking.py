@@ -145,15 +145,8 @@ def wandb_id(run_dir: Path, writes: bool) -> str:
 class Tracker:
     """Logs metrics and images of a run, on the main process.
 
-    Args:
-        accelerator: Made with `log_with="wandb"` unless the mode is "disabled".
-        config: Mode and project.
-        folder: Run folder.
-        settings: Settings of the run, to log.
-        first_step: First step of the run; later lines of `metrics.jsonl` are dropped.
-
-    Raises:
-        ValueError: If wandb cannot log online as asked.
+    Lines of `metrics.jsonl` after `first_step` are dropped. Raises `ValueError` if wandb cannot log
+    online as asked.
     """
 
     def __init__(

@@ -46,9 +46,9 @@ def start_accelerator(config: RunConfig) -> Accelerator:
     """
     state, training = start_process(), config.training
     accumulation = training.gradient_accumulation_steps
-    settled = settle_training(training.mixed_precision, training.compile, accumulation, state.device)
-    tell(settled.lines)
-    training = replace(training, **settled.settings)
+    settled, lines = settle_training(training.mixed_precision, training.compile, accumulation, state.device)
+    tell(lines)
+    training = replace(training, **settled)
     accelerator = Accelerator(
         cpu=must_use_cpu(),
         mixed_precision=choose_mixed_precision(training.mixed_precision, state.device),
