@@ -19,8 +19,13 @@ train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	    scripts/train.py --config configs/fashion_mnist.yaml --output_dir $(RUN)
 
+TESTS = PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed data
-	PYTHONWARNDEFAULTENCODING=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/scripts tests  # the longest first
+	$(TESTS) -m "not slow" tests/faults tests/pipelines tests  # the longest first
+
+slow: .venv/installed data
+	$(TESTS) -m slow tests/scripts tests
 
 lint: .venv/installed
 	PATH=$$PWD/$(BIN):$$PATH $(BIN)/pre-commit run --all-files

@@ -44,7 +44,7 @@ def common_options(parser: Parser, mode: Mode) -> None:
         parser.add_argument("--compile", action="store_true", help="measure each network compiled, too")
     if mode is not data:
         parser.add_argument("--entries", type=str | None, help=f"YAML file of entries (default: {NETWORKS})")
-        parser.add_argument("--quick", action="store_true", help=f"{QUICK}: the table of README.md, twenty minutes")
+        parser.add_argument("--quick", action="store_true", help=f"{QUICK}: the table of README.md, half an hour")
 
 
 def field_of(options: Any) -> Field:

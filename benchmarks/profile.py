@@ -4,11 +4,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from operator import itemgetter
 from statistics import fmean, median
 from typing import Any
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
 from benchmarks.entries import Entry
@@ -72,6 +74,7 @@ def _profile(run: Callable[[], object], batch_size: int, operations_per_image: i
         "seconds": seconds,
         "profiled_seconds": profiled_seconds,
         "kinds": kinds,
+        "convolutions": _convolutions(profiler.events()),
         "bf16_matmul_peak": fmean(peaks),
         "share_of_peak": batch_size * operations_per_image / seconds / fmean(peaks),
     }
@@ -85,6 +88,35 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def _profiled(run: Callable[[], object]) -> tuple[float, torch.profiler.profile]:
     """Profile one pass; the records of several would move the maps in memory."""
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         seconds = _seconds(run)
     return seconds, profiler
+
+
+def _convolutions(events: Sequence[FunctionEvent]) -> list[dict[str, Any]]:
+    """Return the convolutions by shape and direction: calls, seconds of all, FLOP of one."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event.name in ("aten::convolution", "aten::convolution_backward"):
+            direction = "backward" if event.name.endswith("backward") else "forward"
+            words, operations = _described(event, direction == "backward")
+            row = rows.setdefault((words, direction), {"calls": 0, "seconds": 0.0, "operations": operations})
+            row["calls"] += 1
+            row["seconds"] += event.cpu_time_total / 1e6
+    described = [{"convolution": words, "direction": direction, **row} for (words, direction), row in rows.items()]
+    return sorted(described, key=lambda row: -row["seconds"])
+
+
+def _described(event: Any, backward: bool) -> tuple[str, int]:
+    """Return the shape of a convolution in words, and its FLOP."""
+    (batch, in_channels, *size), weight = event.input_shapes[backward:][:2]  # the first is a gradient if backward
+    stride, padding, dilation, transposed, _, groups, *output_mask = event.concrete_inputs[3 + backward :]
+    sizes = zip(size, weight[2:], stride, padding, dilation, strict=True)
+    out_size = [(side + 2 * pad - step * (kernel - 1) - 1) // hop + 1 for side, kernel, hop, pad, step in sizes]
+    # Backward there are two, by the input and by the weight; but the first layer's input needs no gradient.
+    products = sum(output_mask[0][:2]) if backward else 1
+    operations = 2 * products * batch * prod(weight) * prod(size if transposed else out_size)
+    out_channels = weight[1] * groups if transposed else weight[0]
+    words = [f"{'x'.join(map(str, weight[2:]))}, {in_channels} to {out_channels} channels, {'x'.join(map(str, size))}"]
+    words += [f"stride {stride[0]}"] * (stride[0] != 1) + ["transposed"] * transposed
+    return ", ".join(words), operations

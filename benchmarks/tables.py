@@ -87,12 +87,12 @@ def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
         if seconds is None:
             lines.append([name, f"not reached in {max(curve):g}", ""])
         else:
-            at_most = "at most " if seconds == min(curve) else ""
+            at_most = "at most " if seconds == min(curve) < longest else ""
             lines.append([name, f"{at_most}{seconds:.0f}", f"{at_most}{number(seconds / longest)}"])
     table = markdown_table(["network", "seconds", "ratio"], lines)
     return (
-        f"Seconds to a Fréchet distance of {number(distance)}, {baseline}'s after {longest:g} s (between trainings of "
-        f"other lengths, along the line in the plot):\n\n{table}"
+        f"Seconds to a Fréchet distance of {number(distance)}, {baseline}'s after {longest:g} s (between two lengths "
+        f"by a power law):\n\n{table}"
     )
 
 
@@ -191,14 +191,25 @@ def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
 
 
 def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of each pass by kind of operation."""
+    """Return tables of each pass by kind of operation, and of its convolutions."""
     passes = [_pass(row) for row in rows]
     lines = [[kind, *(_milliseconds(row["kinds"][kind], row) for row in rows)] for kind in rows[0]["kinds"]]
     lines.append(["with the profiler", *(_milliseconds(row["profiled_seconds"], row) for row in rows)])
     lines.append(["without", *(f"{row['seconds'] * 1e3:.2f} ms" for row in rows)])
     lines.append(["share of peak", *(f"{row['share_of_peak']:.0%}" for row in rows)])
     network = f"{rows[0]['name']}, {_precision(rows[0])}, without the sampler"
-    return f"{network}:\n\n{markdown_table(['', *passes], lines)}"
+    parts = [f"{network}:\n\n{markdown_table(['', *passes], lines)}"]
+    for row, name in zip(rows, passes, strict=True):
+        convolutions = []
+        for convolution in row["convolutions"]:
+            calls, seconds = convolution["calls"], convolution["seconds"] / convolution["calls"]
+            speed = convolution["operations"] / seconds
+            share = f"{speed / row['bf16_matmul_peak']:.0%}"
+            words = convolution["convolution"], convolution["direction"]
+            convolutions.append([*words, str(calls), f"{seconds * 1e6:.0f}", f"{speed / 1e9:.0f}", share])
+        columns = ["convolution", "", "calls", "µs a call", "GFLOP/s", "share of peak"]
+        parts.append(f"Convolutions in a {name}:\n\n{markdown_table(columns, convolutions)}")
+    return "\n".join(parts)
 
 
 def _milliseconds(seconds: float, row: Mapping[str, Any]) -> str:

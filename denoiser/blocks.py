@@ -26,11 +26,7 @@ def sinusoidal_embedding(timesteps: Tensor, channels: int, max_period: float = 1
 
 
 def batched_timestep(timestep: Tensor | float, sample: Tensor) -> Tensor:
-    """Expand a timestep to one for each image of `sample`, `(batch,)`.
-
-    Raises:
-        ValueError: If there is neither one timestep nor one for each image.
-    """
+    """Expand one timestep, or one for each image, to `(batch,)`; `ValueError` for other numbers."""
     timesteps = torch.as_tensor(timestep, device=sample.device).flatten()
     num_timesteps, num_images = timesteps.shape[0], sample.shape[0]
     if num_timesteps not in (1, num_images):
@@ -39,11 +35,9 @@ def batched_timestep(timestep: Tensor | float, sample: Tensor) -> Tensor:
 
 
 class LabelEmbedding(nn.Module):
-    """Embedding of class labels and of the null label, "no class given" (Ho & Salimans 2022).
+    """Embedding of labels 0 to `num_classes - 1`, and of the null label `num_classes`, no class given.
 
-    Args:
-        num_classes: Number of classes: labels are 0 to `num_classes - 1`, the null label `num_classes`.
-        channels: Number of embedding channels.
+    The null label is that of classifier-free guidance (Ho & Salimans 2022).
     """
 
     def __init__(self, num_classes: int, channels: int) -> None:
@@ -62,14 +56,8 @@ class LabelEmbedding(nn.Module):
 def space_to_depth(x: Tensor, factor: int = 2) -> Tensor:
     """Move each `factor x factor` square of pixels into the channels; unlike pooling, it is lossless.
 
-    A channels_last map stays channels_last.
-
-    Args:
-        x: `(batch, channels, height, width)`, height and width divisible by `factor`.
-        factor: Side of the square.
-
-    Returns:
-        `(batch, channels * factor^2, height / factor, width / factor)`.
+    `(batch, channels, h * factor, w * factor)` becomes `(batch, channels * factor^2, h, w)`. A
+    channels_last map stays channels_last.
     """
     if factor == 1:
         return x

@@ -49,13 +49,9 @@ def image_grid(images: Tensor, columns: int | None = None, scale: int = 4) -> Im
 
 @plain_arguments
 def named_grid(images: Tensor, names: Sequence[str], columns: int | None = None, scale: int = 4) -> Image.Image:
-    """Return a grid with names: left of the rows if each row has one name, otherwise under each image.
+    """Return an `image_grid` with a name for each image.
 
-    Args:
-        images: `(count, channels, height, width)` in [0, 1].
-        names: A name for each image.
-        columns: Images in a row; by default the square root of their number.
-        scale: Enlargement, without smoothing.
+    Names stand left of the rows if each row has one name, otherwise under each image.
     """
     columns = min(math.ceil(math.sqrt(len(images))) if columns is None else columns, len(images))
     rows = [names[start : start + columns] for start in range(0, len(images), columns)]
@@ -124,11 +120,7 @@ def check_new_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def save_images(images: Tensor, folder: str | os.PathLike[str]) -> None:
-    """Save images as 00000.png and on in a new or empty folder; all of them or none.
-
-    Raises:
-        FileExistsError: If the folder has files already.
-    """
+    """Save images as 00000.png and on in a new or empty folder; all of them or none."""
     check_new_folder(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
@@ -141,8 +133,3 @@ def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike[str], second
     durations = [round(1000 * seconds / len(frames))] * (len(frames) - 1) + [1000]  # milliseconds
     with atomic_path(path) as temporary:
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-def denoising_frames(steps: Sequence[Tensor], columns: int | None = None) -> list[Image.Image]:
-    """Return a grid for each step of noisy images, `(count, channels, height, width)` in [-1, 1]."""
-    return [image_grid(in_unit_range(torch.as_tensor(step)), columns) for step in steps]

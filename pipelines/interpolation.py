@@ -28,9 +28,6 @@ def noising_stages(images: Tensor, noise_schedule: SchedulerMixin, stages: int =
 
     Returns:
         `stages` tensors shaped as the images; the clean images are in [-1, 1].
-
-    Raises:
-        ValueError: If `stages` is not positive, or the noise levels are not a DDPM's.
     """
     check_positive(stages=stages)
     noise_schedule = build_scheduler(DDPMScheduler, noise_schedule.config)
@@ -42,12 +39,7 @@ def noising_stages(images: Tensor, noise_schedule: SchedulerMixin, stages: int =
 
 
 def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Interpolate Gaussian noise on the sphere (Shoemake 1985; Song et al. 2021, section 5.3).
-
-    Args:
-        one: Noise of any shape.
-        other: Noise of the same shape.
-        share: Share of `other`, 0 to 1.
+    """Interpolate noise on the sphere, `share` of the other (Shoemake 1985; Song et al. 2021, 5.3).
 
     Raises:
         ValueError: If they are opposite, where no path is the shortest.
@@ -73,9 +65,6 @@ def interpolated(pipeline: DenoisingPipeline, seeds: Sequence[int], num_images: 
 
     Returns:
         `(num_images, channels, height, width)` in [0, 1], on the CPU.
-
-    Raises:
-        ValueError: If there are not two seeds and at least two images, or the sampler adds noise.
     """
     if len(seeds) != 2:
         raise ValueError(f"{len(seeds)} seeds for an interpolation; give the first and the last, such as 3,17")

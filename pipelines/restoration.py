@@ -56,9 +56,6 @@ def denoised(
         noisy: Images with Gaussian noise.
         sigma: Standard deviation of the noise, one or `(batch,)`; None to estimate it.
         labels: Classes of the images, if known.
-
-    Raises:
-        ValueError: If sigma is not above 0, exceeds the noise of the training, or is not one an image.
     """
     noise_schedule, device = pipeline.noise_schedule, pipeline.unet.device
     signal = noise_schedule.alphas_cumprod.double()
@@ -98,17 +95,12 @@ def inpainted(
     Args:
         pipeline: A pipeline.
         images: Images; unknown pixels are ignored.
-        known: 1 for known pixels and 0 for those to fill; shaped as the images, or with axes of size 1
-            that broadcast.
+        known: 1 for known pixels and 0 for those to fill; broadcasts to the images.
         labels: Classes of the images, if known.
         steps: Denoising steps; they divide the number of training timesteps.
         jump_length: Steps in a jump back.
-        resamplings: Number of times that each step is taken, except the noisiest `jump_length`; 1 for no
-            jumps.
+        resamplings: Number of times that each step is taken, except the noisiest `jump_length`.
         seed: Image i depends on (seed, i).
-
-    Raises:
-        ValueError: If the mask does not fit or has no known pixel, or a count is invalid.
     """
     if not isinstance(known, Tensor):
         raise ValueError(f"the mask is a {type(known).__name__}; give a tensor, {tuple(images.shape)}")
@@ -162,9 +154,6 @@ def inverted(
         labels: Classes of the images, if known.
         steps: DDIM steps, at least 2; they divide the number of training timesteps.
         iterations: Network calls in a step; 1 is plain DDIM inversion.
-
-    Returns:
-        Noise for `reconstructed`, shaped as the images; close to Gaussian.
     """
     check_positive(iterations=iterations)
     predict, noise_schedule = _predictor(pipeline, len(images), labels), pipeline.noise_schedule

@@ -49,8 +49,7 @@ _CLIPPED = {"thresholding": True, "sample_max_value": 1.0}  # clips to the range
 class _BoundedNoise(SchedulerMixin):
     """Bounds the noise of samplers that step in x / a, where x = a x_0 + s e, without clipping.
 
-    They multiply an error of the predicted noise by sigma = s / a, which is 20,000 at the end of the
-    cosine schedule. Here the timesteps beyond `_LARGEST_SIGMA` share that level.
+    An error of the predicted noise counts sigma = s / a times, 20,000 at the end of the cosine schedule.
     """
 
     alphas_cumprod: Tensor
@@ -235,12 +234,8 @@ def _as_trained(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
 def _clipping(scheduler_class: type[SchedulerMixin], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options with which a sampler clips the predicted image as the noise schedule does.
 
-    `clip_sample`, the default, clips to plus and minus `clip_sample_range`; `thresholding` clips to a
-    quantile of the image's values and divides by it (Saharia et al. 2022, section 2.3). Euler's and
-    Heun's samplers do not clip.
-
-    Raises:
-        ValueError: If the sampler cannot.
+    `thresholding` is that of Saharia et al. (2022), section 2.3. Euler's and Heun's samplers do not clip.
+    Raises `ValueError` if the sampler does not support it.
     """
     known, name = inspect.signature(scheduler_class).parameters, scheduler_class.__name__
     clips, reach = config.get("clip_sample", True), config.get("clip_sample_range", 1.0)

@@ -1,4 +1,4 @@
-"""Distil a trained denoiser into one that draws in 1, 2 or 4 calls."""
+"""Distil a trained denoiser into one that samples in 1, 2 or 4 calls."""
 
 from pipelines.commands.distill import main
 

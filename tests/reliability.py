@@ -30,10 +30,10 @@ def record(section: str, *row: object) -> None:
 
 def rows_by_section(noted: str) -> dict[str, list[list[str]]]:
     """Return the rows that were noted, sorted, by the section they are for."""
-    rows: dict[str, list[list[str]]] = {section: [] for section in HEADERS}
+    rows: dict[str, list[list[str]]] = {}
     for line in noted.splitlines():
         section, row = json.loads(line)
-        rows[section].append([cell.replace("|", "\\|") for cell in row])
+        rows.setdefault(section, []).append([cell.replace("|", "\\|") for cell in row])
     return {section: sorted(found) for section, found in rows.items()}
 
 

@@ -18,7 +18,7 @@ from pipelines.evaluation.comparison import check_count, check_images
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judge import IMAGE_SHAPE, load_judge
 from pipelines.evaluation.markdown import render
-from pipelines.evaluation.report import Evidence, Report, check_report_folder, make_report, write_report
+from pipelines.evaluation.report import Reporter, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
 from pipelines.sampling import default_sampler
 from pipelines.stepping import distilled_calls
@@ -76,26 +76,6 @@ def from_pipeline(
     return generator, sections, subject
 
 
-def sample_all(generator: SampleGenerator, accelerator: Accelerator) -> Samples:
-    """Generate the samples on all processes, with a progress bar of network calls."""
-    with tqdm(total=generator.work, unit="call", unit_scale=True, desc="sampling") as bar:
-        generator.on_work = lambda calls: bar.update(calls * accelerator.num_processes)
-        return generator.generate()
-
-
-def judge_all(samples: Samples, sections: list[str], evidence: Evidence) -> Report:
-    """Make the report, with a progress bar of its sections."""
-    with tqdm(
-        total=len(sections), desc="judging", bar_format="{desc}: section {n_fmt} of {total_fmt} {postfix}"
-    ) as bar:
-
-        def tell(section: str) -> None:
-            bar.set_postfix_str(section)
-            bar.update()
-
-        return make_report(samples, sections, evidence, tell)
-
-
 @command
 def main() -> None:
     """Evaluate, and print and write the report."""
@@ -123,10 +103,14 @@ def main() -> None:
         generator, sections, subject = from_pipeline(pipeline, config, test, accelerator)
     subject = {"judged": judged.name, **subject}
     if options.pipeline:
-        samples = sample_all(generator, accelerator)
+        with tqdm(total=generator.work, unit="call", unit_scale=True, desc="sampling") as bar:
+            generator.on_work = lambda calls: bar.update(calls * accelerator.num_processes)
+            samples = generator.generate()
     seconds = {"sampling": time.perf_counter() - started}
     if accelerator.is_main_process:
-        report = {"subject": subject, **judge_all(samples, sections, Evidence(judge, train, test, config.seed))}
+        print("judging …", file=sys.stderr)
+        reporter = Reporter(samples, judge, train, test, config.seed)
+        report = {"subject": subject, **make_report(reporter, sections)}
         seconds["judging"] = time.perf_counter() - started - seconds["sampling"]
         speeds = {sampler: config.sweep_images / spent for sampler, spent in samples.seconds_by_sampler.items()}
         page, pictures = render(report, speeds), plot_report(report, samples, train)

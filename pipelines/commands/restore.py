@@ -109,18 +109,10 @@ def change(
         seed: Seed of the noise.
     """
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
-    (changed,) = pipeline(
-        len(images),
-        labels,
-        guidance_scale,
-        steps,
-        seed=seed,
-        image=images,
-        strength=strength,
-        output_type="pt",
-        return_dict=False,
+    changed = pipeline(
+        len(images), labels, guidance_scale, steps, seed=seed, image=images, strength=strength, output_type="pt"
     )
-    return {"given": images, "changed": 2 * changed - 1}
+    return {"given": images, "changed": 2 * changed.images - 1}
 
 
 def invert(

@@ -28,7 +28,7 @@ from pipelines import (
 )
 from pipelines.commands.inputs import PICTURES, check_apart, check_picture_path, parse_labels, parse_seeds
 from pipelines.commands.parser import Parser, add_sampling_arguments, command, sampling_config
-from pipelines.images import check_new_folder, denoising_frames
+from pipelines.images import check_new_folder, in_unit_range
 from pipelines.sampling import default_sampler, image_labels
 
 
@@ -67,29 +67,19 @@ def check_targets(options: Any) -> None:
 
 
 class Film:
-    """Callback that records the images after each step, batch by batch.
-
-    Attributes:
-        noisy: Noisy images by step.
-        clean: Predicted clean images by step.
-    """
+    """Callback that records noisy and predicted clean images by step, batch by batch."""
 
     def __init__(self) -> None:
-        self.noisy: dict[int, list[Tensor]] = defaultdict(list)
-        self.clean: dict[int, list[Tensor]] = defaultdict(list)
+        self.batches: dict[str, dict[int, list[Tensor]]] = {"sample": defaultdict(list), "clean": defaultdict(list)}
 
-    def __call__(
-        self, _: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def __call__(self, _: DiffusionPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> None:
         """Record the images after a step."""
-        self.noisy[step].append(tensors["sample"].cpu())
-        self.clean[step].append(tensors["clean"].cpu())
-        return {}
+        for name, by_step in self.batches.items():
+            by_step[step].append(tensors[name].cpu())
 
-
-def stages(by_step: dict[int, list[Tensor]]) -> list[Tensor]:
-    """Concatenate the batches of each step."""
-    return [torch.cat(batches) for batches in by_step.values()]
+    def stages(self, name: str) -> list[Tensor]:
+        """Return the "sample" or "clean" images of each step."""
+        return [torch.cat(batches) for batches in self.batches[name].values()]
 
 
 @command
@@ -130,10 +120,10 @@ def main() -> None:
         save_images(images, options.images_dir)
         written["images"] = options.images_dir
     if film and options.gif:
-        save_gif(denoising_frames(stages(film.noisy), options.columns), options.gif)
+        save_gif([image_grid(in_unit_range(step), options.columns) for step in film.stages("sample")], options.gif)
         written["film"] = options.gif
     if film and options.predictions:
-        save_image(stages_picture(stages(film.clean)), options.predictions)
+        save_image(stages_picture(film.stages("clean")), options.predictions)
         written["predictions"] = options.predictions
     if options.noising:
         save_image(stages_picture(noising_stages(images, noise_schedule)), options.noising)

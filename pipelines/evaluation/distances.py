@@ -219,9 +219,3 @@ def closest_pairs(distances: Tensor, indices: Tensor) -> list[dict[str, Any]]:
         }
         for image in order
     ]
-
-
-def pairs_side_by_side(samples: Tensor, training_images: Tensor, pairs: list[dict[str, Any]]) -> Tensor:
-    """Return each pair's sample and training image in turn, uint8 `(2 * pairs, channels, height, width)`."""
-    both = [(samples[pair["image"]], training_images[pair["training_image"]]) for pair in pairs]
-    return torch.stack([image for pair in both for image in pair])

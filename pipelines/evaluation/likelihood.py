@@ -1,7 +1,8 @@
 """Variational bound on the likelihood, in bits per dimension (Ho et al. 2020, eq. 5)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -66,14 +67,8 @@ class Bound:
     def join(parts: "list[Bound]") -> "Bound":
         """Concatenate the bounds of several batches."""
         names = ("prior", "decoder", "terms", "timesteps")
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        first = parts[0]
-        return Bound(
-            **tensors,
-            num_timesteps=first.num_timesteps,
-            variance_type=first.variance_type,
-            given_labels=first.given_labels,
-        )
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return replace(parts[0], **tensors)
 
 
 def num_batches(images: ImageSet) -> int:

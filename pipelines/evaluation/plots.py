@@ -5,12 +5,12 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
 from denoiser.data import ImageSet
 from pipelines import image_grid
-from pipelines.evaluation.distances import pairs_side_by_side
 from pipelines.evaluation.report import Report
 from pipelines.evaluation.samples import Samples
 
@@ -29,8 +29,9 @@ def plot_report(report: Report, samples: Samples, train: ImageSet) -> dict[str, 
 
 def memorisation_panel(report: Report, samples: Samples, train: ImageSet) -> Image.Image:
     """Return a grid of the twelve closest pairs: sample left, training image right, three pairs a row."""
-    pairs = pairs_side_by_side(samples.sets[0], train.images, report["memorisation"]["closest_pairs"])
-    return image_grid(pairs.float() / 255, columns=6, scale=8)
+    pairs = report["memorisation"]["closest_pairs"]
+    both = [(samples.sets[0][pair["image"]], train.images[pair["training_image"]]) for pair in pairs]
+    return image_grid(torch.stack([image for pair in both for image in pair]) / 255, columns=6, scale=8)
 
 
 def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:

@@ -1,8 +1,7 @@
 """The report of an evaluation: figures that depend on the seed alone, and its files."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,23 @@ from pipelines import SamplingConfig
 from pipelines.evaluation.comparison import Comparison, judge_space, mean_and_spread, pixel_space
 from pipelines.evaluation.distances import closest_pairs, nearness
 from pipelines.evaluation.judge import Judge, read_card
-from pipelines.evaluation.samples import Samples, calls, sampler_key
+from pipelines.evaluation.samples import Samples, calls
 from pipelines.sampling import spread_labels
 
 JSON, PAGE, TIMINGS, PICTURES = "report.json", "report.md", "timings.json", "report"
 Report = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Judge and data of a report. Set i of the samples is compared with the seed `seed` + i."""
-
-    judge: Judge
-    train: ImageSet
-    test: ImageSet
-    seed: int
-
-
 class Reporter:
-    """Makes the sections of a report."""
+    """Makes the sections of a report. Set i of the samples is compared with the seed `seed` + i."""
 
-    def __init__(self, samples: Samples, evidence: Evidence) -> None:
-        self.samples, self.evidence, self.seed = samples, evidence, evidence.seed
+    def __init__(self, samples: Samples, judge: Judge, train: ImageSet, test: ImageSet, seed: int) -> None:
+        self.samples, self.judge, self.train, self.test, self.seed = samples, judge, train, test, seed
 
     @cached_property
     def in_judge(self) -> Comparison:
         """Comparison in the judge's features, made on first use."""
-        return Comparison(judge_space(self.evidence.judge), self.evidence.train, self.evidence.test)
+        return Comparison(judge_space(self.judge), self.train, self.test)
 
     @cached_property
     def features(self) -> list[Tensor]:
@@ -52,7 +41,7 @@ class Reporter:
 
     def distances(self) -> Report:
         """Return all distances in both feature spaces, mean and spread over the sets."""
-        in_pixels = Comparison(pixel_space(self.evidence.train), self.evidence.train, self.evidence.test)
+        in_pixels = Comparison(pixel_space(self.train), self.train, self.test)
         in_both = {
             self.in_judge: self.features,
             in_pixels: [in_pixels.space.features(images) for images in self.samples.sets],
@@ -66,7 +55,7 @@ class Reporter:
 
     def classes(self) -> Report:
         """Return the distance of each class, and the judge's agreement with the classes asked for."""
-        names, labels = self.evidence.train.class_names, self.samples.labels
+        names, labels = self.train.class_names, self.samples.labels
         assert labels is not None
         rows, agreements, confusion = [], [], torch.zeros(len(names), len(names), dtype=torch.long)
         for features in self.features:
@@ -76,7 +65,7 @@ class Reporter:
             own = _share_by_class(seen == labels, labels, len(names))
             distances = self.in_judge.by_class(features, labels)
             rows.append({name: {**distances[i], "agreement": own[i]} for i, name in enumerate(names)})
-        test_labels = self.evidence.test.labels
+        test_labels = self.test.labels
         right = self._classify(self.in_judge.features["test"]) == test_labels
         return {
             "by_class": mean_and_spread(rows),
@@ -87,7 +76,7 @@ class Reporter:
 
     def guidance(self) -> list[Report]:
         """Return agreement, recall and distance for each guidance scale, then for real test images."""
-        num_classes, rows = len(self.evidence.train.class_names), []
+        num_classes, rows = len(self.train.class_names), []
         for scale, images in self.samples.by_guidance.items():
             features = self.in_judge.space.features(images)
             labels = torch.tensor(spread_labels(len(images), num_classes))
@@ -116,7 +105,7 @@ class Reporter:
         return [*rows, self._floor(len(images))]
 
     def _floor(self, count: int) -> Report:
-        features, labels = self.in_judge.features["test"][:count], self.evidence.test.labels[:count]
+        features, labels = self.in_judge.features["test"][:count], self.test.labels[:count]
         return {"floor": True, "images": count, **self._in_short(features, labels)}
 
     def _in_short(self, features: Tensor, labels: Tensor) -> Report:
@@ -125,22 +114,16 @@ class Reporter:
 
     def _classify(self, features: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.evidence.judge.head(features).argmax(dim=1)
+            return self.judge.head(features).argmax(dim=1)
 
 
-def make_report(
-    samples: Samples,
-    sections: Sequence[str],
-    evidence: Evidence,
-    on_section: Callable[[str], object] = lambda name: None,
-) -> Report:
+def make_report(reporter: Reporter, sections: Sequence[str]) -> Report:
     """Return the figures of the sections as numbers, lists and dicts, and the judge's card."""
-    reporter = Reporter(samples, evidence)
     report: Report = {"judge": read_card()}
+    samples = reporter.samples
     if samples.sets:  # which not every section needs
         report |= {"images": len(samples.sets[0]), "sets": len(samples.sets)}
     for name in sections:
-        on_section(name)
         report[name] = getattr(reporter, name)()
     return report
 
@@ -168,7 +151,7 @@ def write_report(
 
     Times are in a file of their own, so that a seed always gives the same `report.json`.
     """
-    by_sampler = {sampler_key(*sampler): speed for sampler, speed in speeds.items()}
+    by_sampler = {f"{name} {steps}": speed for (name, steps), speed in speeds.items()}
     timings = {"seconds": dict(seconds), "images_per_second": by_sampler}
     texts = {
         name: json.dumps(value, indent=2, allow_nan=False) + "\n"

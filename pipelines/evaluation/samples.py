@@ -9,11 +9,10 @@ from torch import Tensor
 
 from denoiser.data import ImageSet
 from denoiser.processes import share_out
-from pipelines.denoising import DenoisingPipeline
+from pipelines import DenoisingPipeline, SamplingConfig, check_sampling, make_scheduler
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.likelihood import Bound, bound_of_batch, num_batches
-from pipelines.sampling import SamplingConfig, check_sampling, sample_shared, spread_labels
-from pipelines.schedulers import make_scheduler
+from pipelines.sampling import sample_shared, spread_labels
 
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = [
@@ -87,7 +86,9 @@ class SampleGenerator:
 
     def generate(self) -> Samples:
         """Generate the samples of all sections."""
-        labels = labels_asked_for(self.pipeline, self.config)
+        num_classes, labels = self.pipeline.num_classes, None
+        if num_classes is not None:  # the default classes of `sample_images`
+            labels = torch.tensor(spread_labels(self.config.num_images, num_classes))
         samples = Samples([self.images(sampling) for sampling in self.sets], labels)
         samples.by_guidance = {scale: self.images(sampling) for scale, sampling in self.by_guidance.items()}
         if "likelihood" in self.sections:
@@ -130,15 +131,3 @@ def calls(sampling: SamplingConfig) -> int:
     """Return the network calls for each image: twice in Heun's steps but the last, twice with guidance."""
     steps = 2 * sampling.steps - 1 if sampling.scheduler == "heun" else sampling.steps
     return steps if sampling.guidance_scale == 1 else 2 * steps
-
-
-def sampler_key(name: str, steps: int) -> str:
-    """Return a sampler's name in flat tables."""
-    return f"{name} {steps}"
-
-
-def labels_asked_for(pipeline: DenoisingPipeline, config: SamplingConfig) -> Tensor | None:
-    """Return the default classes of `sample_images`, `(num_images,)`, or None."""
-    if pipeline.num_classes is None:
-        return None
-    return torch.tensor(spread_labels(config.num_images, pipeline.num_classes))

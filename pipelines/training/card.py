@@ -17,6 +17,7 @@ from pipelines.training.checkpoint import Progress
 CARD_FILE, GRID_FILE = "README.md", "samples.png"
 _EVALUATION = re.compile(r"(<!-- evaluation -->\n).*(<!-- end of evaluation -->)", re.DOTALL)
 
+_FROM_PYTHON = "Trained from Python; the run's `config.yaml` has the settings."
 _TEMPLATE = """
 # DDPM with {network}
 
@@ -81,9 +82,7 @@ def write_card(
         sampler_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
         classes=f"; classes, in order: {', '.join(names)}" if names else "",
-        command=f"```sh\n{command}\n```"
-        if command
-        else "Trained from Python; the run's `config.yaml` has the settings.",
+        command=f"```sh\n{command}\n```" if command else _FROM_PYTHON,
         evaluation=render_validation(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
     )
     # names of folders that the locale cannot read keep their bytes

@@ -40,12 +40,7 @@ ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run.
-
-    Attributes:
-        step: Optimizer steps taken.
-        seconds: Wall-clock time.
-    """
+    """Optimizer steps and wall-clock seconds of a run."""
 
     step: int = 0
     seconds: float = 0.0

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from diffusers import ModelMixin, SchedulerMixin
 
 from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed, plain
-from pipelines.sampling import SamplingConfig
+from pipelines import SamplingConfig
 
 _COUNTS = (
     *("max_steps", "batch_size", "gradient_accumulation_steps", "warmup_steps", "log_every", "sample_every"),
@@ -20,7 +20,7 @@ class DataConfig:
     """Data settings.
 
     Attributes:
-        root: Folder of FashionMNIST's files and of the cache of resized images.
+        root: Folder of FashionMNIST's files.
     """
 
     root: str = "data"

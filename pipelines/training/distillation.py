@@ -28,10 +28,9 @@ from denoiser.data import ImageSet
 from denoiser.device import in_best_layout
 from denoiser.randomness import DISTILLATION, seeded_generator
 from denoiser.unet import UNet
-from pipelines.denoising import DenoisingPipeline
+from pipelines import DenoisingPipeline, SamplingConfig, make_scheduler
 from pipelines.noise_levels import predicted_image
-from pipelines.sampling import SamplingConfig
-from pipelines.schedulers import build_scheduler, make_scheduler
+from pipelines.schedulers import build_scheduler
 from pipelines.stepping import distilled_calls
 from pipelines.training.config import RunConfig, TrainingConfig, architecture
 from pipelines.training.learner import Learner
@@ -86,11 +85,7 @@ class DistillationRun(RunConfig):
 
 
 def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
-    """Return a copy of the teacher's network and its noise schedule, with velocity prediction.
-
-    Raises:
-        ValueError: If the teacher is a student itself, or its network is not a `UNet`.
-    """
+    """Return a copy of the teacher's network and its noise schedule, with velocity prediction."""
     if distilled_calls(teacher.scheduler.config):
         raise ValueError("the teacher is distilled itself, for a few noise levels only; give what it was made from")
     if not isinstance(teacher.unet, UNet):
@@ -103,7 +98,7 @@ def critic_of(unet: UNet, calls: int) -> UNet:
     """Return a copy of the teacher's network that takes the call as a part of the label.
 
     Label `call * rows + label` is initialised with the teacher's `label`, of `rows` labels with the
-    null label; or `call` alone without labels. The critic's own null label is not used.
+    null label; or `call` alone without labels.
     """
     rows = 1 if unet.null_label is None else unet.null_label + 1
     critic = UNet.from_config({**architecture(unet)["init_args"], "num_class_embeds": calls * rows})
@@ -121,9 +116,7 @@ class Distiller(Learner):
         distillation: Distillation settings.
         teacher: Pipeline of the teacher.
         training: Training settings.
-        model: The student, from `student_of`.
-        noise_schedule: Its noise schedule, likewise.
-        accelerator: From `start_accelerator`.
+        model: The student, from `student_of`, as `noise_schedule` is.
         images: Training set, which the calls start from, noised, unless `own_starts` is set.
     """
 

@@ -80,7 +80,7 @@ def _check_options(config: Mapping[str, Any]) -> None:
             f"variance_type is '{config['variance_type']}', and these networks predict no variance; use fixed_small"
         )
     if config["variance_type"] == "fixed_large_log":
-        raise ValueError("variance_type is 'fixed_large_log', with which diffusers draws no numbers; use fixed_large")
+        raise ValueError("variance_type is 'fixed_large_log', with which diffusers samples nan; use fixed_large")
 
 
 def _without_effect(config: Mapping[str, Any]) -> dict[str, str]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from denoiser.checks import check_between
 from denoiser.data import CLASS_NAMES, ImageSet
 from denoiser.randomness import HELD_OUT, seeded_generator
-from pipelines.denoising import DenoisingPipeline
+from pipelines import DenoisingPipeline, SamplingConfig
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
 from pipelines.evaluation.judge import IMAGE_SHAPE, frechet_to_train, load_judge
-from pipelines.sampling import SamplingConfig, sample_shared
+from pipelines.sampling import sample_shared
 from pipelines.training.loss import denoising_loss
 
 VALIDATION_BATCH_SIZE = 256

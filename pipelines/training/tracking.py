@@ -24,7 +24,6 @@ from pipelines.training.config import TrackingConfig
 
 logger = logging.getLogger(__name__)
 
-
 MODES = ("online", "offline", "disabled")
 # Other names that wandb has for its modes.
 OLD_MODES = {"dryrun": "offline", "run": "online"}
@@ -90,19 +89,18 @@ def _can_log_in() -> bool:
 
 
 def start_wandb(
-    accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any], run_id: str | None = None
+    accelerator: Accelerator, config: TrackingConfig, run_dir: Path, settings: dict[str, Any], run_id: str
 ) -> str:
     """Start or resume a wandb run through Accelerate."""
     wanted = config.mode
     config, lines = settle_tracking(config)
-    tell([*lines, *_told(OF_THE_FOLDER if run_id else {})])
+    tell([*lines, *_told(OF_THE_FOLDER)])
     mode = ("online" if _can_log_in() else "offline") if config.mode == "auto" else config.mode
     if mode == "disabled":
         return mode
     import wandb
 
-    options: dict[str, Any] = {"mode": mode, "dir": str(run_dir), "settings": {"silent": True}}
-    options |= {"id": run_id, "resume": "allow"} if run_id else {}
+    options = {"mode": mode, "dir": str(run_dir), "settings": {"silent": True}, "id": run_id, "resume": "allow"}
     options |= {} if os.environ.get("WANDB_NAME") else {"name": run_dir.resolve().name}
     try:
         accelerator.init_trackers(config.project, config=settings, init_kwargs={"wandb": options})

@@ -15,10 +15,7 @@ from denoiser.device import choose_mixed_precision, compilation, must_use_cpu
 from denoiser.environment import recorded, settle_training
 from denoiser.files import atomic_path
 from denoiser.processes import check_splitting, optional, start_process, tell
-from pipelines.denoising import DenoisingPipeline
-from pipelines.images import image_grid, save_image
-from pipelines.sampling import check_sampling, sample_images
-from pipelines.schedulers import make_scheduler
+from pipelines import DenoisingPipeline, check_sampling, image_grid, make_scheduler, sample_images, save_image
 from pipelines.training.budget import Budget
 from pipelines.training.card import write_card
 from pipelines.training.checkpoint import (
@@ -39,11 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def start_accelerator(config: RunConfig) -> Accelerator:
-    """Set up the device, the precision and the processes of a run.
-
-    Raises:
-        ValueError: If the device does not support the precision, compilation or splitting of weights.
-    """
+    """Set up device, precision and processes of a run; `ValueError` for what they do not support."""
     state, training = start_process(), config.training
     accumulation = training.gradient_accumulation_steps
     settled, lines = settle_training(training.mixed_precision, training.compile, accumulation, state.device)

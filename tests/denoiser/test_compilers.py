@@ -113,6 +113,7 @@ def test_a_graph_of_the_whole_network_has_its_gradients(name):
     check_outputs_and_gradients(compiled, network, inputs(name, network, (2, 16, 16)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["with labels", "basic"])
 def test_one_graph_serves_other_batches_and_sizes(name):
     torch._dynamo.reset()
@@ -124,6 +125,7 @@ def test_one_graph_serves_other_batches_and_sizes(name):
             check_outputs_and_gradients(compiled, network, given)
 
 
+@pytest.mark.slow
 def test_inductor_compiles_what_moves_axes_at_any_size_with_gradients(inductor):
     """The parts whose permuted maps it could not order, in the place of the whole network, which takes minutes."""
     parts = torch.nn.Sequential(Downsample(1, 16), SelfAttention(16, 16, 16), Upsample(16, 16))

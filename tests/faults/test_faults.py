@@ -127,6 +127,7 @@ def test_the_averages_of_all_processes_are_equal(context, tmp_path):
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(is_torch_version("<", "2.11"), reason="refused")
 def test_weights_that_are_split_are_trained_saved_and_resumed_as_whole_ones_are(context, tmp_path):
     plain, log = {**SHORT, **TWO, "training.channels_last": False}, tmp_path / "log"

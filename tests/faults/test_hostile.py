@@ -116,6 +116,7 @@ def test_seeds_are_read_as_they_are_written(ranges):
 SETTINGS = (ROOT / "configs" / "smoke.yaml").read_bytes()
 
 
+@pytest.mark.slow
 @given(damaged(SETTINGS) | SCRAPS)
 @example(SETTINGS[: SETTINGS.index(b"training:") + len("training:")])
 def test_any_config_is_read_or_refused_in_one_line(tmp_path, capsys, content):

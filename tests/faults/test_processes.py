@@ -16,6 +16,8 @@ from tests.scripts.conftest import SMOKE, clean_environment
 
 TWO = "two_cpu_processes.yaml"
 
+pytestmark = pytest.mark.slow
+
 
 def children(pid: int) -> list[int]:
     """Return the processes that a process has started and that are still there."""

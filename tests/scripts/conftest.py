@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import DATA_ROOT, ROOT
+from tests.conftest import DATA_ROOT, ROOT, another_process
 from tests.reliability import record
 
 SMOKE = ["scripts/train.py", "--config", "configs/smoke.yaml", "--data.root", str(DATA_ROOT)]
@@ -30,6 +30,20 @@ def command(*arguments, **environment):
         encoding="utf-8",
         timeout=300,
     )
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Return what runs a command in this process, from the project's folder, and returns what it printed."""
+    monkeypatch.chdir(ROOT)
+
+    def run(script, *arguments):
+        another_process()
+        monkeypatch.setattr(sys, "argv", [f"scripts/{script.__name__.split('.')[-1]}.py", *map(str, arguments)])
+        script.main()
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def train_error(error_of):
         ("--scheduler.beta_end 3", "betas go from 0.0001 to 3"),
         ("--scheduler.beta_schedule sigmoid", "scheduler 'sde-dpmsolver++' cannot take this noise schedule"),
         ("--scheduler.variance_type learned_range", "these networks predict no variance"),
-        ("--scheduler.variance_type fixed_large_log", "with which diffusers draws no numbers; use fixed_large"),
+        ("--scheduler.variance_type fixed_large_log", "with which diffusers samples nan; use fixed_large"),
         ("--scheduler.timestep_spacing trailing", "timestep_spacing is trailing, and changes nothing: a training uses"),
         ("--scheduler.steps_offset 1", "steps_offset is 1, and changes nothing: a training uses every timestep"),
         ("--scheduler.beta_schedule squaredcos_cap_v2 --scheduler.beta_end 0.1", "squaredcos_cap_v2 has no ends"),

@@ -56,6 +56,7 @@ def test_sampling_speeds_are_printed_and_written(entries, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"sample.json", "sample.md"}
 
 
+@pytest.mark.slow
 def test_trainings_are_compared_and_then_sampled_beside_the_stock_pipeline(entries, tmp_path, checkout):
     script = str(checkout / "scripts" / "benchmark.py")
     options = ["--entries", str(entries), "--output_dir", str(tmp_path / "out"), *DATA]
@@ -108,6 +109,7 @@ def test_trainings_are_compared_and_then_sampled_beside_the_stock_pipeline(entri
     assert (ended.returncode, "the code has uncommitted changes" in ended.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_profile_is_printed_and_written(entries, tmp_path):
     options = ["--entries", str(entries), "--name", "shallow", "--batch_sizes", "[2]", "--output_dir", str(tmp_path)]
     ended = command("scripts/benchmark.py", "profile", *options, *DATA)
@@ -115,6 +117,7 @@ def test_a_profile_is_printed_and_written(entries, tmp_path):
     assert "|  | training step, batch 32 | forward pass, batch 2 |" in ended.stdout
 
 
+@pytest.mark.slow
 def test_the_input_path_is_compared(tmp_path):
     options = ["--rounds", "1", "--output_dir", str(tmp_path), *DATA]
     ended = command("scripts/benchmark.py", "data", *options)

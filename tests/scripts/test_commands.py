@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
+from pipelines.commands import sample, train
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import SMOKE, command
 
@@ -60,16 +61,15 @@ def test_the_next_command_draws_the_grid_of_the_run(smoke_run, tmp_path):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_sampling_with_every_option(smoke_run, tmp_path):
-    run_dir, _ = smoke_run
-    ended = command(
-        *["scripts/sample.py", "--pipeline", str(run_dir / "pipeline"), "--num_images", "5", "--batch_size", "2"],
+def test_sampling_with_every_option(smoke_run, call, tmp_path):
+    printed = call(
+        sample,
+        *["--pipeline", smoke_run[0] / "pipeline", "--num_images", "5", "--batch_size", "2"],
         *["--steps", "3", "--scheduler", "unipc", "--labels", "sneaker,8", "--guidance_scale", "2", "--seed", "7"],
-        *["--columns", "5", "--output", str(tmp_path / "grid.png"), "--gif", str(tmp_path / "film.gif")],
-        *["--images_dir", str(tmp_path / "images"), "--guidance_rescale", "0.5", "--guidance_interval", "[0.2,5]"],
-        *["--predictions", str(tmp_path / "predictions.png"), "--noising", str(tmp_path / "noising.png")],
+        *["--columns", "5", "--output", tmp_path / "grid.png", "--gif", tmp_path / "film.gif"],
+        *["--images_dir", tmp_path / "images", "--guidance_rescale", "0.5", "--guidance_interval", "[0.2,5]"],
+        *["--predictions", tmp_path / "predictions.png", "--noising", tmp_path / "noising.png"],
     )
-    assert ended.returncode == 0, ended.stderr
     with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "film.gif") as film:
         assert grid.size == film.size == (5 * 66 + 2, 66 + 2)
         assert film.n_frames == 3
@@ -77,20 +77,29 @@ def test_sampling_with_every_option(smoke_run, tmp_path):
     with Image.open(tmp_path / "predictions.png") as predictions, Image.open(tmp_path / "noising.png") as noising:
         assert predictions.size == (3 * 66 + 2, 5 * 66 + 2)
         assert noising.size == (10 * 66 + 2, 5 * 66 + 2)
-    assert len(ended.stdout.splitlines()) == 5
+    assert len(printed.splitlines()) == 5
 
 
-def test_an_interpolation_with_names(smoke_run, tmp_path):
-    ended = command(
-        *["scripts/sample.py", "--pipeline", str(smoke_run[0] / "pipeline"), "--interpolate", "--seeds", "3,17"],
+def test_an_interpolation_with_names(smoke_run, call, tmp_path):
+    call(
+        sample,
+        *["--pipeline", smoke_run[0] / "pipeline", "--interpolate", "--seeds", "3,17"],
         *["--num_images", "6", "--labels", "bag", "--scheduler", "ddim", "--steps", "2", "--columns", "6", "--names"],
-        *["--output", str(tmp_path / "grid.png")],
+        *["--output", tmp_path / "grid.png"],
     )
-    assert ended.returncode == 0, ended.stderr
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.width > 6 * 66 + 2  # the name stands beside them
 
 
+def test_a_command_in_its_own_process_does_the_same(smoke_run, call, tmp_path):
+    given = ["--pipeline", smoke_run[0] / "pipeline", "--num_images", "3", "--steps", "2", "--labels", "bag"]
+    call(sample, *given, "--output", tmp_path / "ours.png")
+    ended = command("scripts/sample.py", *map(str, given), "--output", str(tmp_path / "theirs.png"))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "ours.png").read_bytes() == (tmp_path / "theirs.png").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_broken_compiler_is_one_line(smoke_run, tmp_path):
     given = ["scripts/sample.py", "--pipeline", str(smoke_run[0] / "pipeline"), "--num_images", "3", "--steps", "2"]
     broken = {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
@@ -100,33 +109,17 @@ def test_a_broken_compiler_is_one_line(smoke_run, tmp_path):
     assert not (tmp_path / "grid.png").exists()
 
 
-def test_seeds_and_mixtures_are_picked_from_the_command_line(smoke_run, tmp_path):
-    given = [
-        "scripts/sample.py",
-        "--pipeline",
-        str(smoke_run[0] / "pipeline"),
-        "--steps",
-        "2",
-        "--labels",
-        "coat:2+bag",
-    ]
+def test_seeds_and_mixtures_are_picked_from_the_command_line(smoke_run, call, tmp_path):
+    given = ["--pipeline", smoke_run[0] / "pipeline", "--steps", "2", "--labels", "coat:2+bag"]
     for name, seeds in (("some", "3,17-19"), ("one", "18")):
-        ended = command(
-            *given, "--seeds", seeds, "--images_dir", str(tmp_path / name), "--output", str(tmp_path / "g.png")
-        )
-        assert ended.returncode == 0, ended.stderr
+        call(sample, *given, "--seeds", seeds, "--images_dir", tmp_path / name, "--output", tmp_path / "grid.png")
     assert len(list((tmp_path / "some").iterdir())) == 4
     assert (tmp_path / "some" / "00002.png").read_bytes() == (tmp_path / "one" / "00000.png").read_bytes()
 
 
-def test_the_config_of_a_run_runs_again(smoke_run, tmp_path):
-    run_dir, _ = smoke_run
-    again = tmp_path / "again"
-    ended = command(
-        *["scripts/train.py", "--config", str(run_dir / "config.yaml"), "--output_dir", str(again)],
-        *["--tracking.mode", "disabled"],
-    )
-    assert ended.returncode == 0, ended.stderr
+def test_the_config_of_a_run_runs_again(smoke_run, call, tmp_path):
+    run_dir, again = smoke_run[0], tmp_path / "again"
+    call(train, "--config", run_dir / "config.yaml", "--output_dir", again, "--tracking.mode", "disabled")
     name = "checkpoints/step-00000020/ema.safetensors"
     assert (again / name).read_bytes() == (run_dir / name).read_bytes()
     ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")) for folder in (again, run_dir))
@@ -149,6 +142,7 @@ def test_what_a_job_script_exports_changes_no_launched_run_and_is_told(smoke_run
     assert (tmp_path / "run" / name).read_bytes() == (smoke_run[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_locale_without_the_letters_changes_nothing(tmp_path):
     ascii_only = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     config = tmp_path / "설정.yaml"
@@ -175,39 +169,32 @@ def test_a_locale_without_the_letters_changes_nothing(tmp_path):
     assert (tmp_path / "그림.png").is_file()
 
 
-def test_a_finished_run_says_that_it_is(smoke_run):
-    run_dir, _ = smoke_run
-    ended = command(*SMOKE, "--output_dir", str(run_dir), "--resume", "latest", "--tracking.mode", "disabled")
-    assert ended.returncode == 0
-    assert "is finished" in ended.stdout
+def test_a_finished_run_says_that_it_is(smoke_run, call):
+    options = ["--output_dir", smoke_run[0], "--resume", "latest", "--tracking.mode", "disabled"]
+    assert "is finished" in call(train, *SMOKE[1:], *options)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist.yaml", "basic_unet.yaml"])
-def test_the_other_configs_start(name, tmp_path):
-    ended = command(
-        *[
-            "scripts/train.py",
-            "--config",
-            f"configs/{name}",
-            "--data.root",
-            str(DATA_ROOT),
-            "--training.max_steps",
-            "2",
-        ],
-        *["--output_dir", str(tmp_path / "run"), "--tracking.mode", "disabled", "--sampling.steps", "2"],
+@pytest.mark.parametrize("name", ["fashion_mnist", "configs/basic_unet.yaml"])
+def test_the_other_configs_start(name, call, tmp_path):
+    call(
+        train,
+        *["--config", name, "--data.root", DATA_ROOT, "--training.max_steps", "2", "--sampling.steps", "2"],
+        *["--training.evaluation_images", "100", "--sampling.num_images", "4"],
+        *["--output_dir", tmp_path / "run", "--tracking.mode", "disabled"],
     )
-    assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
 
 
-def test_the_config_is_printed_with_every_key():
-    ended = command("scripts/train.py", "--config", "configs/fashion_mnist.yaml", "--print_config")
-    assert ended.returncode == 0
-    printed = yaml.safe_load(ended.stdout)
+def test_the_config_is_printed_with_every_key(capsys, call):
+    with pytest.raises(SystemExit) as ended:
+        call(train, "--config", "configs/fashion_mnist.yaml", "--print_config")
+    assert ended.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["training"]["max_minutes"] == 5
     assert printed["model"]["init_args"]["block_out_channels"] == [32, 64, 96]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_would(tmp_path):
     options = ["--tracking.mode", "disabled", "--training.mixed_precision", "no", "--training.log_every", "1"]
     options += ["--training.max_steps", "50", "--training.evaluate_every", "50", "--training.sample_every", "50"]
@@ -230,6 +217,7 @@ def test_two_processes_take_the_steps_that_one_would(tmp_path):
         assert gap.sqrt() < 1e-4 * sum(theirs[key].double().square().sum() for key in theirs).sqrt()
 
 
+@pytest.mark.slow
 def test_a_distillation_says_what_it_made_in_one_process_or_two(smoke_run, tmp_path):
     teacher = smoke_run[0] / "pipeline"
     distill = ["scripts/distill.py", "--config", "configs/distill.yaml", "--distillation.teacher", str(teacher)]

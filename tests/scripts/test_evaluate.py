@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.commands import evaluate
 from pipelines.evaluation.config import SECTIONS
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
@@ -16,7 +17,7 @@ SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images
 PICTURES = ["confusion.png", "guidance.png", "likelihood.png", "memorisation.png", "samplers.png"]
 
 
-def evaluate(pipeline, output_dir, *options, launch=(), **environment):
+def report_of(pipeline, output_dir, *options, launch=(), **environment):
     given = ["--pipeline", str(pipeline), "--output_dir", str(output_dir), *SMALL, *options]
     ended = command(*launch, *EVALUATE, *given, **environment)
     assert ended.returncode == 0, ended.stderr
@@ -33,6 +34,7 @@ def whole(smoke_run, tmp_path_factory):
     return run_dir, ended.stdout
 
 
+@pytest.mark.slow
 def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
     run_dir, printed = whole
     report, page = (
@@ -61,6 +63,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
     assert sum(map(sum, report["classes"]["confusion"])) == 4000
 
 
+@pytest.mark.slow
 def test_the_model_card_gets_the_table(whole):
     card = (whole[0] / "pipeline" / "README.md").read_text(encoding="utf-8")
     assert "2 sets of 2,000 images, sde-dpmsolver++, 2 steps" in card
@@ -69,16 +72,17 @@ def test_the_model_card_gets_the_table(whole):
     assert card.startswith("---\ndatasets:")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp_path):
     run_dir, _ = whole
     expected = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
-    evaluate(run_dir / "pipeline", tmp_path / "again", "--sections", "[classes,guidance,likelihood]")
+    report_of(run_dir / "pipeline", tmp_path / "again", "--sections", "[classes,guidance,likelihood]")
     again = json.loads((tmp_path / "again" / "report.json").read_text(encoding="utf-8"))
     assert {"classes", "guidance", "likelihood"} <= again.keys()
     assert all(expected[section] == figures for section, figures in again.items())
     launch = ["-m", "accelerate.commands.launch", "--config_file"]
     launch.append(str(ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"))
-    evaluate(run_dir / "pipeline", tmp_path / "two", "--sections", "[distances,likelihood]", launch=launch)
+    report_of(run_dir / "pipeline", tmp_path / "two", "--sections", "[distances,likelihood]", launch=launch)
     two = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
     for ours, theirs in (
         (two["likelihood"]["bits_per_dimension"], expected["likelihood"]["bits_per_dimension"]),
@@ -90,27 +94,19 @@ def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-def test_images_are_judged_without_what_needs_a_pipeline_and_logged_to_wandb(held_out, tmp_path):
+@pytest.mark.slow
+def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_path):
     images, labels = held_out.images[:2000].numpy(), held_out.labels[:2000].numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
-    ended = command(
-        *[*EVALUATE, "--images", str(tmp_path / "images.npz"), "--tracking.mode", "offline"], HOME=str(tmp_path)
-    )
-    assert ended.returncode == 0, ended.stderr
+    call(evaluate, "--data_root", DATA_ROOT, "--images", tmp_path / "images.npz")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
-    (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    content = log.read_bytes()
-    for name in ("distances/judge/train/samples/frechet/mean", "distances/pixels/test/floor/recall/mean"):
-        assert name.encode() in content
 
 
-def test_a_folder_that_is_not_a_report_is_not_replaced(smoke_run, tmp_path):
+def test_a_folder_that_is_not_a_report_is_not_replaced(error_of, smoke_run, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    given = ["--pipeline", str(smoke_run[0] / "pipeline"), "--output_dir", str(tmp_path)]
-    ended = command(*EVALUATE, *given)
-    assert ended.returncode == 2
-    assert "is not a report's folder of pictures; give another --output_dir" in ended.stderr
+    given = ["--data_root", DATA_ROOT, "--pipeline", smoke_run[0] / "pipeline", "--output_dir", tmp_path]
+    assert "is not a report's folder of pictures; give another --output_dir" in error_of(evaluate, *given)
     assert (tmp_path / "report" / "thesis.txt").read_text(encoding="utf-8") == "years of work"

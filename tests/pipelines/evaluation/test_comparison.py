@@ -6,7 +6,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from pipelines.evaluation.comparison import check_images, mean_and_spread
 from pipelines.evaluation.distances import DISTANCES
-from pipelines.evaluation.report import Evidence, Reporter
+from pipelines.evaluation.report import Reporter
 from pipelines.evaluation.samples import Samples
 
 COUNT = 2000
@@ -30,6 +30,7 @@ def figures(in_judge, in_pixels, held_out):
     return lambda damage, space: (measure(damage, space), whole[space])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["judge", "pixels"])
 def test_noise_moves_every_distance_the_more_the_stronger_it_is(figures, space):
     rows = [figures(lambda images, strength=strength: noisy(images, strength), space)[0] for strength in (8, 16, 32)]
@@ -77,10 +78,11 @@ def test_a_collapse_to_a_hundred_images_leaves_nearly_no_coverage(figures, space
     assert damaged["recall"] < 0.4
 
 
+@pytest.mark.slow
 def test_shuffled_labels_leave_the_judge_agreeing_by_chance(judge, train_images, held_out):
     images, labels = held_out.images[:COUNT], held_out.labels[:COUNT]
     shuffled = labels[torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))]
-    reporter = Reporter(Samples([images], labels), Evidence(judge, train_images, held_out, seed=0))
+    reporter = Reporter(Samples([images], labels), judge, train_images, held_out, seed=0)
     right = reporter.classes()
     reporter.samples = Samples([images], shuffled)
     wrong = reporter.classes()
@@ -94,6 +96,7 @@ def test_shuffled_labels_leave_the_judge_agreeing_by_chance(judge, train_images,
     )
 
 
+@pytest.mark.slow
 def test_the_floor_of_ten_thousand_images_is_under_a_hundredth_of_the_ceiling(in_judge, in_pixels):
     for comparison in (in_judge, in_pixels):
         rows = comparison.figures(comparison.features["test"], seed=0)

@@ -1,6 +1,9 @@
+import numpy as np
 import torch
 
-from pipelines.evaluation.distances import closest_pairs, nearness, pairs_side_by_side
+from pipelines.evaluation.distances import closest_pairs, nearness
+from pipelines.evaluation.plots import memorisation_panel
+from pipelines.evaluation.samples import Samples
 
 
 def test_copies_of_training_images_are_found_and_real_test_images_are_not_copies(in_judge, train_images, held_out):
@@ -18,6 +21,9 @@ def test_copies_of_training_images_are_found_and_real_test_images_are_not_copies
 
 
 def test_a_panel_shows_sample_and_training_image_in_turn(train_images):
-    samples = 255 - train_images.images[:20]
-    panel = pairs_side_by_side(samples, train_images.images, [{"image": 3, "training_image": 7}])
-    assert torch.equal(panel, torch.stack([samples[3], train_images.images[7]]))
+    samples = Samples([255 - train_images.images[:20]])
+    report = {"memorisation": {"closest_pairs": [{"image": 3, "training_image": 7}]}}
+    panel = np.array(memorisation_panel(report, samples, train_images).convert("L"))
+    for position, image in enumerate((samples.sets[0][3], train_images.images[7])):
+        left = 4 + position * (16 * 8 + 4)  # frames of 4, images enlarged 8 times
+        assert (panel[4 : 4 + 16 * 8 : 8, left : left + 16 * 8 : 8] == image[0].numpy()).all()

@@ -2,7 +2,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from pipelines.training.ema import CALIBRATION_BATCH_SIZE, averaged_model
+from pipelines.training.learner import CALIBRATION_BATCH_SIZE, averaged_model
 from tests.conftest import tiny_basic_unet, tiny_unet
 
 
