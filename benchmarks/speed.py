@@ -83,8 +83,10 @@ def sampling_speeds(
 
         def sample_batch() -> int:
             with as_trained(precisions[name] if pipeline.unet.dtype == torch.float32 else "no", device):
-                sampled = pipeline(batch_size, labels, num_inference_steps=steps, generator=generator, output_type="pt")
-            return len(sampled.images.cpu())  # which waits for the device
+                images = pipeline(batch_size, labels, num_inference_steps=steps, generator=generator, output_type="pt")[
+                    0
+                ]
+            return len(images.cpu())  # which waits for the device
 
         return sample_batch
 

@@ -111,8 +111,8 @@ def change(
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     changed = pipeline(
         len(images), labels, guidance_scale, steps, seed=seed, image=images, strength=strength, output_type="pt"
-    )
-    return {"given": images, "changed": 2 * changed.images - 1}
+    )[0]
+    return {"given": images, "changed": 2 * changed - 1}
 
 
 def invert(
