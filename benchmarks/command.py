@@ -30,7 +30,8 @@ from denoiser.processes import start_process
 from pipelines.commands.parser import Mode, Parser, call_mode, command, subcommands
 
 SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "unipc", "ddim"]
-NETWORKS, QUICK = "benchmarks/configs/networks.yaml", "benchmarks/configs/quick.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+NETWORKS, QUICK = CONFIGS / "networks.yaml", CONFIGS / "quick.yaml"
 BAR = "training {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left, and the judging"
 FEEDING_BATCH_SIZE, FEEDING_BATCHES = 128, 50
 Figures = tuple[list[dict[str, Any]], str]
@@ -43,14 +44,14 @@ def common_options(parser: Parser, mode: Mode) -> None:
     if mode is sample:
         parser.add_argument("--compile", action="store_true", help="measure each network compiled, too")
     if mode is not data:
-        parser.add_argument("--entries", type=str | None, help=f"YAML file of entries (default: {NETWORKS})")
-        parser.add_argument("--quick", action="store_true", help=f"{QUICK}: the table of README.md, half an hour")
+        parser.add_argument("--entries", type=str | None, help=f"YAML file of entries (default: {NETWORKS.name})")
+        parser.add_argument("--quick", action="store_true", help="the table of README.md, half an hour")
 
 
 def field_of(options: Any) -> Field:
     """Read the entries."""
     if options.quick and options.entries:
-        raise ValueError(f"quick is {QUICK}, and entries is {options.entries}; give one of them")
+        raise ValueError(f"quick is {QUICK.name}, and entries is {options.entries}; give one of them")
     return read_field(Path(options.entries or (QUICK if options.quick else NETWORKS)), options.data_root)
 
 

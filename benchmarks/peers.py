@@ -7,13 +7,12 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from denoiser.blocks import batched_timestep
+from pipelines.commands.parser import needed
 
-try:
+with needed("bench"):
     from denoising_diffusion_pytorch import Unet as _LucidrainsUnet
     from smalldiffusion import CondEmbedderLabel
     from smalldiffusion import Unet as _SmallDiffusionUnet
-except ModuleNotFoundError as error:
-    raise ImportError(f"{error}; the other projects' networks come with: pip install 'denoiser[bench]'") from error
 
 
 class LucidrainsUNet(ModelMixin, ConfigMixin):

@@ -1,4 +1,4 @@
-"""Tables and plots of the benchmarks."""
+"""Tables of the benchmarks."""
 
 import math
 from collections.abc import Mapping, Sequence

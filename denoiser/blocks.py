@@ -35,9 +35,9 @@ def batched_timestep(timestep: Tensor | float, sample: Tensor) -> Tensor:
 
 
 class LabelEmbedding(nn.Module):
-    """Embedding of labels 0 to `num_classes - 1`, and of the null label `num_classes`, no class given.
+    """Embedding of labels 0 to `num_classes - 1`, and of the null label `num_classes`.
 
-    The null label is that of classifier-free guidance (Ho & Salimans 2022).
+    The null label means that no class is given, for classifier-free guidance (Ho & Salimans 2022).
     """
 
     def __init__(self, num_classes: int, channels: int) -> None:

@@ -17,22 +17,25 @@ Result = TypeVar("Result")
 
 LARGEST = 2**31 - 1  # a count that every library here can hold
 
-# Removed arguments, by the only value that a saved network or config may still give them (docs/study.md).
-REMOVED = {
-    **{"middle_blocks": 0, "second_kernel_size": 3},
-    **{"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True},
-}
+# Removed options, by the only value that a saved network or config may still give them (docs/study.md).
+REMOVED_FROM_UNET = {"middle_blocks": 0, "second_kernel_size": 3}
+REMOVED_FROM_TRAINING = {"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True}
 LAST_COMMIT_WITH_THEM = "e7d8e90"
 
 
-def drop_removed(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return saved arguments without the removed ones."""
-    for name, default in REMOVED.items():
-        if (value := arguments.get(name, default)) != default:
-            raise ValueError(
-                f"{name} is {value}, a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that can load it"
-            )
-    return {name: value for name, value in arguments.items() if name not in REMOVED}
+def drop_removed(arguments: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved arguments without the removed ones; `ValueError` for one with another value."""
+    for name, default in removed.items():
+        check_not_removed(arguments.get(name, default) != default, name, arguments.get(name))
+    return {name: value for name, value in arguments.items() if name not in removed}
+
+
+def check_not_removed(is_removed: bool, name: str, value: Any) -> None:
+    """Raise `ValueError`, with the last commit that has it, for a removed option or value."""
+    if is_removed:
+        raise ValueError(
+            f"{name} is {value}, a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that can load it"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -91,7 +91,7 @@ class DenoisingPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """Make a pipeline of the parts of another, whatever class its network is of."""
+        """Make a pipeline from the components of another; any network class is accepted."""
         return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
 
     @plain_arguments
@@ -235,7 +235,7 @@ def _start(stepper: Stepper, noise: Tensor, image: Tensor | None, strength: floa
 
 
 def _tensor_names(callback: StepCallback | None, names: Sequence[str] | None) -> Sequence[str]:
-    """Return the names of the tensors that a callback is told; diffusers' own callbacks name theirs."""
+    """Return the names of the tensors that are passed to a callback; diffusers' own callbacks name theirs."""
     if callback is None:
         return ()
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):

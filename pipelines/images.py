@@ -112,7 +112,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def check_new_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise `OSError` if a new folder cannot be made, or something stands in its place, an empty folder aside."""
+    """Raise `OSError` unless `folder` is empty, or can be made."""
     path = Path(folder)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{folder} is not an empty folder; give a new one for the images")

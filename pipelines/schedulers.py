@@ -218,9 +218,9 @@ def _try_step(scheduler: SchedulerMixin) -> None:
 
 
 def _as_trained(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the config of the noise schedule behind a sampler's, and the options to remember in the next.
+    """Return the config of the noise schedule that a sampler was made for, and the options to remember.
 
-    A sampler's own config lacks options of the noise schedule. Defaults need not be remembered.
+    A sampler's config lacks options of the noise schedule. Only other values than the defaults are remembered.
     """
     config = dict(config)
     if kept := dict(config.get(_REMEMBERED) or {}):

@@ -30,7 +30,7 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; it must be a whole number")
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
-            f"{num_inference_steps} inference steps were asked for; the scheduler takes {fewest} to {most} "
+            f"{num_inference_steps} inference steps were asked for; the sampler takes {fewest} to {most} "
             f"({type(scheduler).__name__})"
         )
     if not _spaced(num_inference_steps, scheduler):
@@ -45,7 +45,7 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
 
 
 def _fewest(scheduler: SchedulerMixin) -> int:
-    """Return the fewest steps of a scheduler, where diffusers' own errors do not tell."""
+    """Return the smallest number of steps that a scheduler supports."""
     if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
         return scheduler.pndm_order  # the Runge-Kutta steps at its start
     return 2 if isinstance(scheduler, UnCLIPScheduler) else 1

@@ -1,8 +1,4 @@
-"""Train a denoiser in one readable loop: accelerate launch scripts/train_minimal.py.
-
-It takes the steps of scripts/train.py, to the bit; that script adds evaluation, checkpoints, minutes instead of steps,
-accumulation, and other networks, noise schedules and losses.
-"""
+"""Train a denoiser in one readable loop: accelerate launch scripts/train_minimal.py."""
 
 import argparse
 import math
@@ -15,14 +11,17 @@ from diffusers.training_utils import EMAModel
 from torch.nn.functional import mse_loss
 
 from denoiser import UNet
+from denoiser.checks import check_positive
 from denoiser.data import drop_labels, load_fashion_mnist, random_batch
 from denoiser.device import choose_mixed_precision, in_best_layout, must_use_cpu
 from denoiser.processes import start_process
 from pipelines import DenoisingPipeline, image_grid, make_scheduler, sample_images, save_image
+from pipelines.commands.parser import command
 
 
+@command
 def main() -> None:
-    """Train, save the pipeline and a sample grid."""
+    """Take the steps of scripts/train.py, to the bit, without its evaluation, checkpoints and further options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="runs/minimal")
     parser.add_argument("--data_root", default="data", help="folder of FashionMNIST")
@@ -32,28 +31,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--wandb", default="offline", choices=["online", "offline", "disabled"])
     options = parser.parse_args()
+    check_positive(steps=options.steps, batch_size=options.batch_size)
 
     precision = choose_mixed_precision("auto", start_process().device)  # bf16 where it is fast
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision=precision, log_with="wandb")
-    accelerator.init_trackers("denoiser", vars(options), {"wandb": {"mode": options.wandb}})
     rank, processes = accelerator.process_index, accelerator.num_processes
-
     images = load_fashion_mnist(options.data_root, "train", size=16).to(accelerator.device)
-    noise_schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    classes, noise_schedule = len(images.class_names), DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
     torch.manual_seed(options.seed)  # initial weights come from the global generator
-    unet = in_best_layout(UNet(num_class_embeds=10))
+    unet = in_best_layout(UNet(num_class_embeds=classes))
     optimizer = torch.optim.AdamW(unet.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     model, optimizer = accelerator.prepare(unet, optimizer)
     ema = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, power=2 / 3, foreach=True)
 
+    accelerator.init_trackers("denoiser", vars(options), {"wandb": {"mode": options.wandb}})
     for step in tqdm(range(options.steps)):
         batch = random_batch(options.seed, step, options.batch_size * processes, (1, 16, 16), len(images), 1000, 0.1)
         batch = batch.part(rank * options.batch_size, options.batch_size).to(accelerator.device)
         clean, labels = images.batch(batch.indices)
-        labels = drop_labels(labels, 10, batch.label_dropped)  # 10 means no class
+        labels = drop_labels(labels, classes, batch.label_dropped)  # label 10 means no class
         noisy = noise_schedule.add_noise(clean, batch.noise, batch.timesteps)
         prediction = model(noisy, batch.timesteps, labels).sample
-        loss = mse_loss(prediction, batch.noise, reduction="none").mean(dim=(1, 2, 3)).mean()
+        loss = mse_loss(prediction, batch.noise, reduction="none").mean(dim=(1, 2, 3)).mean()  # as train.py sums
 
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -64,7 +63,7 @@ def main() -> None:
         ema.step(unet.parameters())
         accelerator.log({"loss": loss.item()}, step=step)
 
-    unet = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    unet = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the wrapper is that of autocast
     ema.copy_to(unet.parameters())
     if accelerator.is_main_process:
         pipeline = DenoisingPipeline(unet.eval(), noise_schedule, images.class_names)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from denoiser.device import in_best_layout, must_use_cpu
 from denoiser.processes import optional, start_process
 from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
 from pipelines.commands.inputs import load_images
-from pipelines.commands.parser import Parser, add_sampling_arguments, command, needed, sampling_config
+from pipelines.commands.parser import Parser, add_sampling_arguments, check_unused, command, needed, sampling_config
 from pipelines.evaluation.comparison import check_count, check_images
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.judge import IMAGE_SHAPE, load_judge
@@ -83,6 +84,9 @@ def main() -> None:
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     if (options.pipeline is None) == (options.images is None):
         raise ValueError("give either --pipeline or --images to evaluate")
+    if options.images:
+        unused = [each.name for each in fields(EvaluationConfig) if each.name not in ("seed", "sections")]
+        check_unused(EvaluationConfig, options, unused, "the images are given")
     pipeline = None if options.pipeline is None else find_pipeline(options.pipeline)
     config = sampling_config(EvaluationConfig, options, {} if pipeline is None else default_sampler(pipeline.scheduler))
     judged = Path(options.pipeline or options.images)

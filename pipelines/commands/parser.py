@@ -20,7 +20,14 @@ from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from safetensors import SafetensorError
 
-from denoiser.checks import did_you_mean, drop_removed
+from denoiser.checks import (
+    LAST_COMMIT_WITH_THEM,
+    REMOVED_FROM_TRAINING,
+    REMOVED_FROM_UNET,
+    check_not_removed,
+    did_you_mean,
+    drop_removed,
+)
 
 # jsonargparse reports an error as text of several lines only: neither its exceptions nor the argument of
 # `error` hold the key, the expected type or the value. So they are taken out of the text.
@@ -36,6 +43,7 @@ _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected
 
 Mode = Callable[..., Any]
 
+UNETS = ("denoiser.UNet", "denoiser.unet.UNet")
 SECRET = 8  # characters of a secret, at least
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
 
@@ -59,13 +67,25 @@ def _without_removed(content: Any) -> Any:
     """Leave removed options at their defaults out of the config of an earlier run."""
     if not isinstance(content, dict):
         return content
-    return {name: _without_removed(value) for name, value in drop_removed(content).items()}
+    kept = {name: _without_removed(value) for name, value in content.items()}
+    arguments, training = kept.get("init_args"), kept.get("training")
+    if isinstance(arguments, dict) and kept.get("class_path", UNETS[0]) in UNETS:
+        kept["init_args"] = drop_removed(arguments, REMOVED_FROM_UNET)
+    if isinstance(training, dict):
+        weighting = training.get("loss_weighting")
+        check_not_removed(weighting == "noise", "loss_weighting", weighting)
+        kept["training"] = drop_removed(training, REMOVED_FROM_TRAINING)
+    return kept
 
 
 def find_config(name: str) -> str:
     """Return the path of a config of the package by its name; other values are returned unchanged."""
-    path = CONFIGS / f"{name}.yaml"
-    return str(path) if name.isidentifier() and not Path(name).exists() and path.is_file() else name
+    if not name.isidentifier() or Path(name).is_file():
+        return name
+    if not (CONFIGS / f"{name}.yaml").is_file():
+        known = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+        fail(f"config '{name}' is neither a file nor one of the package{did_you_mean(name, known)}: {', '.join(known)}")
+    return str(CONFIGS / f"{name}.yaml")
 
 
 set_loader("yaml", _load, (yaml.YAMLError,))
@@ -115,6 +135,8 @@ class Parser(ArgumentParser):
     def _one_line(self, message: str) -> str:
         if unknown := _UNKNOWN_OPTION.search(message):
             option = next(group for group in unknown.groups() if group)
+            if option.rsplit(".", 1)[-1] in {**REMOVED_FROM_UNET, **REMOVED_FROM_TRAINING}:
+                return f"{option} is a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that has it"
             return f"unknown option '{option}'{did_you_mean(option, self._options())}"
         if section := _SECTION.search(message):
             return f"the config cannot be read: '{section[1].strip()}'; leave a section out if it is empty"
@@ -139,7 +161,7 @@ class Parser(ArgumentParser):
 def subcommands(
     description: str | None, modes: Sequence[Mode], given: Collection[str], add_common: Callable[["Parser", Mode], None]
 ) -> "Parser":
-    """Return the parser of a command with modes: functions, whose arguments are options unless `given`."""
+    """Return a parser with a subcommand for each mode, whose arguments are options unless `given`."""
     parser = Parser(description=description)
     commands = parser.add_subcommands(dest="mode")
     for mode in modes:
@@ -162,12 +184,14 @@ def needed(extra: str) -> Iterator[None]:
     """Turn a failed import into one line that names the extra to install."""
     try:
         yield
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if str(error.name).split(".")[0] in ("denoiser", "pipelines"):
+            raise
         fail(f"{error}; pip install 'denoiser[{extra}]'")
 
 
 def add_sampling_arguments(parser: Parser, config_class: type[Any]) -> None:
-    """Add the options of a `SamplingConfig` to a parser, sampler and steps by default the pipeline's."""
+    """Add the options of a `SamplingConfig`; sampler and steps default to the pipeline's."""
     parser.add_class_arguments(config_class, skip={"scheduler", "steps"})
     parser.add_argument("--scheduler", type=str | None, help="sampler: ddpm, ddim, … (default: the pipeline's)")
     parser.add_argument("--steps", type=int | None, help="steps of the sampler (default: the pipeline's)")
@@ -177,6 +201,13 @@ def sampling_config(config_class: type[Any], options: Any, sampler: dict[str, An
     """Return the settings of `add_sampling_arguments`, by default with the pipeline's `sampler`."""
     given = {field.name: options[field.name] for field in fields(config_class)}
     return config_class(**{**sampler, **{name: value for name, value in given.items() if value is not None}})
+
+
+def check_unused(config_class: type[Any], options: Any, names: Sequence[str], reason: str) -> None:
+    """Raise `ValueError` for the first of these settings that is given and not used."""
+    for name in names:
+        if options[name] not in (None, getattr(config_class, name)):
+            raise ValueError(f"{name} is {options[name]}, and is not used: {reason}; leave it out")
 
 
 def fail(message: str) -> NoReturn:

@@ -40,20 +40,22 @@ def denoise(
     labels: Labels,
     sigma: float | None = None,
     noise: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Stages:
     """Remove Gaussian noise, in one network call.
 
     Args:
         sigma: Its standard deviation, images in [-1, 1]; by default estimated.
         noise: Standard deviation of noise to add first, to see what comes back.
-        seed: Seed of the added noise.
+        seed: Seed of the added noise; 0 by default.
     """
+    if noise is None and seed is not None:
+        raise ValueError(f"seed is {seed}, of noise to add; give noise too, or leave it out")
     if noise is None:
         return {"given": images, "restored": denoised(pipeline, images, sigma, labels)}
     if not 0 < noise <= 1000:
         raise ValueError(f"noise is {noise}; it must be above 0 and up to 1000")
-    noisy = images + noise * torch.randn(images.shape, generator=seeded_generator(RESTORATION, seed))
+    noisy = images + noise * torch.randn(images.shape, generator=seeded_generator(RESTORATION, seed or 0))
     return {
         ORIGINAL: images,
         "damaged": noisy,
@@ -150,7 +152,7 @@ def common_options(parser: Parser, mode: Mode) -> None:
     """Add the options of all modes."""
     parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or 'teacher'")
     parser.add_argument("--images", type=str | None, help="PNG file, folder of them or .npz file (default: test split)")
-    parser.add_argument("--num_images", type=int, default=8, help="images of the test split")
+    parser.add_argument("--num_images", type=int | None, help="images of the test split (default: 8)")
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     parser.add_argument("--labels", type=str | None, help="classes of the images, if known: sneaker,8,coat:2+bag:1")
     parser.add_argument("--output", type=str, default="restored.png", help="PNG: a row an image, from damage to result")
@@ -177,15 +179,18 @@ def read_mask(path: str | None, hole: int | None, shape: tuple[int, int, int]) -
 
 def read_images(options: Any, shape: tuple[int, int, int]) -> Tensor:
     """Return the images to restore, in [-1, 1]."""
+    if options.images is not None and options.num_images is not None:
+        raise ValueError(f"num_images is {options.num_images}, of the test split; leave it out with images")
     if options.images is not None:
         images, _ = load_images(Path(options.images), shape)
     else:
-        check_positive(num_images=options.num_images)
+        num_images = 8 if options.num_images is None else options.num_images
+        check_positive(num_images=num_images)
         if shape[0] != 1:
             raise ValueError(
                 f"the pipeline makes images of {shape[0]} channels, FashionMNIST's are grey; give --images"
             )
-        images = load_fashion_mnist(options.data_root, "test", shape[1:]).images[: options.num_images]
+        images = load_fashion_mnist(options.data_root, "test", shape[1:]).images[:num_images]
     return images.float() / 127.5 - 1
 
 
@@ -208,7 +213,7 @@ def main() -> None:
     check_apart([options.output], options.images_dir)
     if options.images_dir:
         check_new_folder(options.images_dir)
-    if "seed" in options:
+    if options.get("seed") is not None:
         check_seed(options.seed)
     labels = None if options.labels is None else parse_labels(options.labels)
     if options.labels == "all":

@@ -27,7 +27,7 @@ from pipelines import (
     stages_picture,
 )
 from pipelines.commands.inputs import PICTURES, check_apart, check_picture_path, parse_labels, parse_seeds
-from pipelines.commands.parser import Parser, add_sampling_arguments, command, sampling_config
+from pipelines.commands.parser import Parser, add_sampling_arguments, check_unused, command, sampling_config
 from pipelines.images import check_new_folder, in_unit_range
 from pipelines.sampling import default_sampler, image_labels
 
@@ -52,8 +52,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def check_targets(options: Any) -> None:
-    """Raise `ValueError` or `OSError` if a picture cannot be written."""
+def check_options(options: Any) -> None:
+    """Raise `ValueError` or `OSError` for an option without effect, or if a picture cannot be written."""
+    if options.seeds is not None:
+        unused = ("seed",) if options.interpolate else ("seed", "num_images")
+        check_unused(SamplingConfig, options, unused, "seeds are given")
     check_picture_path(options.output, *PICTURES)
     for path, suffixes in ((options.gif, (".gif",)), (options.predictions, PICTURES), (options.noising, PICTURES)):
         if path:
@@ -87,7 +90,7 @@ def main() -> None:
     """Sample images and save them."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    check_targets(options)
+    check_options(options)
     labels = parse_labels(options.labels)
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     state = start_process()
@@ -96,6 +99,8 @@ def main() -> None:
     config = sampling_config(SamplingConfig, options, default_sampler(noise_schedule))
     pipeline.scheduler = make_scheduler(config.scheduler, noise_schedule.config)
     check_sampling(config, pipeline.unet, pipeline.scheduler)
+    if options.names and pipeline.num_classes is None:
+        raise ValueError("names are those of classes, and the network has none; leave --names out")
     in_best_layout(pipeline.unet)
     if options.compile:
         compile_for_sampling(pipeline.unet, pipeline.device)

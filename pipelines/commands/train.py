@@ -81,7 +81,7 @@ def main() -> None:
     """Train, and print what was written and the next command."""
     config, model, noise_schedule = parse_run(sys.argv[1:], __doc__)
     accelerator = start_accelerator(config)
-    with accelerator.main_process_first():  # which downloads or resizes; the others find it done
+    with accelerator.main_process_first():  # which downloads what is missing
         images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
         held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)
     what = f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images"

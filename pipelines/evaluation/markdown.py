@@ -49,8 +49,8 @@ def distances(report: Report) -> str:
             parts.append(markdown_table(["", "samples", "floor", "ceiling"], rows))
     parts.append(
         "± is the standard deviation over the sets; the standard error of a kernel distance is over blocks of 1,000 "
-        "images, within a set. Floor: real images in the place of the samples, as many, from the other split; without "
-        "± it is of the whole test split. Ceiling: Gaussian noise with the mean and the variance of each pixel, "
+        "images, within a set. Floor: the same number of real images of the other split; without ± it is of the "
+        "whole test split. Ceiling: Gaussian noise with the mean and the variance of each pixel, "
         "clipped to the grey levels.\n"
     )
     return "\n".join(parts)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW, Optimizer
 
-from denoiser.checks import drop_removed
+from denoiser.checks import REMOVED_FROM_TRAINING, REMOVED_FROM_UNET, drop_removed
 from denoiser.files import MANIFEST, atomic_path, check_manifest, check_writable, locked, sync, sync_all, write_manifest
 from denoiser.processes import split_as, whole
 
@@ -74,7 +74,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
         try:
             check_whole(path)
         except ValueError as error:
-            logger.warning("passed over: %s", error)
+            logger.warning("skipped: %s", error)
         else:
             return path
     if found:
@@ -158,15 +158,14 @@ def _together(accelerator: Accelerator) -> Iterator[None]:
 def check_identity(path: Path, identity: dict[str, Any]) -> None:
     """Raise `ValueError` if a checkpoint is of another network, noise schedule or distillation.
 
-    A difference in the seed or in the images of a step is allowed, with a warning: the run then ends
-    differently.
+    A difference in the seed or in the images of a step is allowed, with a warning: the result differs.
     """
     state = _read_state(path)
     for part, what in IDENTITY.items():
         if difference := _difference(state.get(part, {}), identity.get(part, {})):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
     if difference := _difference(state["draws"], identity["draws"]):
-        logger.warning("%s was made with %s: the run goes on, and ends otherwise than it would have", path, difference)
+        logger.warning("%s was made with %s: the run goes on, and its result will differ", path, difference)
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]) -> Progress:
@@ -222,8 +221,9 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not _valid(state):
         raise _damaged(path, ValueError(f"{STATE_FILE} has values of another kind"))
     optimizer = state.get("optimizer", {"name": "adamw"})  # which versions with several optimizers wrote
-    state["model"]["init_args"] = drop_removed(state["model"].get("init_args", {}))
-    drop_removed({"optimizer": optimizer.get("name")})
+    if state["model"].get("class_path") == "denoiser.unet.UNet":
+        state["model"]["init_args"] = drop_removed(state["model"].get("init_args", {}), REMOVED_FROM_UNET)
+    drop_removed({"optimizer": optimizer.get("name")}, REMOVED_FROM_TRAINING)
     return state
 
 

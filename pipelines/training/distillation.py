@@ -95,7 +95,7 @@ def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
 
 
 def critic_of(unet: UNet, calls: int) -> UNet:
-    """Return a copy of the teacher's network that takes the call as a part of the label.
+    """Return the critic: the teacher's network with a label for each class and call.
 
     Label `call * rows + label` is initialised with the teacher's `label`, of `rows` labels with the
     null label; or `call` alone without labels.
@@ -193,7 +193,7 @@ class Distiller(Learner):
 
     @torch.no_grad()
     def _own_images(self, images: Tensor, class_labels: Tensor | None, calls: Tensor) -> Tensor:
-        """Return the student's images before each image's call; before the first, the image itself."""
+        """Return the student's inputs at each image's call; at the first call, the image itself."""
         generated, before = images, images
         self.model.eval()
         for call, start in enumerate(self.starts[:-1]):

@@ -218,7 +218,7 @@ class Learner:
         optimizer.zero_grad()
 
     def _images(self, part: RandomBatch) -> tuple[Tensor, Tensor | None]:
-        """Return images in [-1, 1] and their labels; None for an unconditional network."""
+        """Return images in [-1, 1] and labels, which are None for an unconditional network."""
         images, labels = self.images.batch(part.indices)
         if self.num_classes is None:
             return images, None

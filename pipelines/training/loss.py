@@ -44,10 +44,11 @@ def check_noise_schedule(noise_schedule: DDPMScheduler) -> None:
     count = config.num_train_timesteps
     check_positive(num_train_timesteps=count)
     if len(betas) != count:
-        raise ValueError(f"the scheduler has num_train_timesteps {count} and {len(betas)} betas; make them agree")
+        raise ValueError(f"the noise schedule has num_train_timesteps {count} and {len(betas)} betas; make them agree")
     if not ((betas >= 0) & (betas <= 1)).all():  # so for nan
         raise ValueError(
-            f"the scheduler's betas go from {betas.min():.4g} to {betas.max():.4g}; each is a share of variance, 0 to 1"
+            f"the noise schedule's betas go from {betas.min():.4g} to {betas.max():.4g}; each is a share of variance, "
+            "0 to 1"
         )
     signal = noise_schedule.alphas_cumprod
     with_signal = signal if config.prediction_type == "epsilon" else signal[:-1]

@@ -247,7 +247,7 @@ class Trainer:
             drop_checkpoints(folder, checkpoint, training.checkpoints_kept, training.keep_every)
 
     def _saved(self) -> str:
-        """Say how far the last checkpoint goes."""
+        """Describe the last checkpoint."""
         return f"step {step_of(self.last_checkpoint)}" if self.last_checkpoint else "the start: none was saved"
 
     def _identity(self) -> dict[str, Any]:

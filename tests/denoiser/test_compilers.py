@@ -157,6 +157,7 @@ def test_a_copy_says_the_same(name, twin):
     assert torch.equal(twin(network)(*given).sample, network(*given).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_of_the_precision_is_near_in_a_graph_too(name, dtype):

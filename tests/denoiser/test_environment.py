@@ -24,7 +24,7 @@ IGNORED = {
     **dict.fromkeys(COMPILING, ("True", "ignored where it is not as `accelerate launch` leaves it")),
     "ACCELERATE_DYNAMO_MODE": ("max-autotune", "ignored where it is not as `accelerate launch` leaves it"),
     "ACCELERATE_FP8_BACKEND": ("AO", "ignored: nothing is computed in fp8"),
-    "ACCELERATE_USE_FSDP": ("true", "ignored but with a GPU for each of several processes"),
+    "ACCELERATE_USE_FSDP": ("true", "honoured only with several processes, each with a GPU"),
     **{name: ("1", LEFT_OVER) for names in (*LAUNCHES.values(), *WITH_LAUNCH.values()) for name in names},
     "WORLD_SIZE": ("2", LEFT_OVER),
     "MASTER_ADDR": ("node7", LEFT_OVER),

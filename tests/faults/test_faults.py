@@ -51,7 +51,9 @@ def context(tmp_path_factory):
     return start_server(build_library(tmp_path_factory.mktemp("library")) if shutil.which("gcc") else None)
 
 
-@pytest.mark.parametrize("kind", KINDS if SOAK else ["float32", "bf16, accumulated, two processes"])
+@pytest.mark.parametrize(
+    "kind", KINDS if SOAK else ["float32", pytest.param("bf16, accumulated, two processes", marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(context, tmp_path, kind):
     options, log, choice = KINDS[kind], tmp_path / "log", random.Random(f"{SEED} {kind}")
     started = time.perf_counter()

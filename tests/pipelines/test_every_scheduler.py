@@ -255,8 +255,8 @@ def test_guidance_in_an_interval_goes_by_the_noise_level_of_a_flow():
     ("name", "options", "steps", "message"),
     [
         ("DDIMScheduler", {"steps_offset": 1}, 1000, "has timesteps from 1000 to 1 in 1000 steps, and the"),
-        ("PNDMScheduler", {}, 3, "3 inference steps were asked for; the scheduler takes 4 to 1000"),
-        ("UnCLIPScheduler", {}, 1, "1 inference steps were asked for; the scheduler takes 2 to 1000"),
+        ("PNDMScheduler", {}, 3, "3 inference steps were asked for; the sampler takes 4 to 1000"),
+        ("UnCLIPScheduler", {}, 1, "1 inference steps were asked for; the sampler takes 2 to 1000"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, 4, "cannot set its timesteps: `mu` must"),
         ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, 4, "its timesteps rising from 0 to 999"),
         ("DDIMInverseScheduler", {}, 1, "it leads images to noise"),

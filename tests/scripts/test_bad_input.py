@@ -12,7 +12,7 @@ from torchvision.datasets import FashionMNIST
 
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from pipelines import DenoisingPipeline, make_scheduler, save_images
-from pipelines.commands import distill, evaluate, restore, sample, train
+from pipelines.commands import distill, evaluate, parser, restore, sample, train
 from pipelines.evaluation.judge import CARD, WEIGHTS, load_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
@@ -27,6 +27,8 @@ def train_error(error_of):
     ("arguments", "message"),
     [
         ("--training.batchsize 3", "unknown option 'training.batchsize' (did you mean 'training.batch_size'?)"),
+        ("--training.optimizer muon", "training.optimizer is a removed option; commit e7d8e90 is the last that has it"),
+        ("--config smok", "config 'smok' is neither a file nor one of the package (did you mean 'smoke'?): basic_unet"),
         ("--outputdir x", "unknown option 'outputdir' (did you mean 'output_dir'?)"),
         ("--model.block_channels [16]", "unknown option 'block_channels' (did you mean 'block_out_channels'?)"),
         ("--scheduler.prediction v", "unknown option 'scheduler.prediction'"),
@@ -58,7 +60,7 @@ def train_error(error_of):
         ("--training.seed -1", "seed is -1"),
         ("--sampling.num_images 0", "num_images is 0"),
         ("--sampling.scheduler ddpn", "unknown scheduler 'ddpn' (did you mean 'ddpm'?)"),
-        ("--sampling.steps 2000", "2000 inference steps were asked for; the scheduler takes 1 to 1000"),
+        ("--sampling.steps 2000", "2000 inference steps were asked for; the sampler takes 1 to 1000"),
         ("--model denoiser.BasicUNet --sampling.guidance_scale 2", "the network has no classes"),
         ("--scheduler.prediction_type score", "score"),
         ("--scheduler.num_train_timesteps 0", "num_train_timesteps is 0"),
@@ -121,6 +123,8 @@ def test_training(train_error, tmp_path, arguments, message):
         ("output_dir: &name [run]\nresume: *name\n", "it has an alias (*); write out what that stands for"),
         ("training:\n", "'training:'; leave a section out if it is empty"),
         ("training:\n  optimizer: muon\n", "optimizer is muon, a removed option; commit e7d8e90 is the last"),
+        ("training:\n  loss_weighting: noise\n", "loss_weighting is noise, a removed option; commit e7d8e90"),
+        ("tracking:\n  optimizer: adamw\n", "optimizer"),
         ("model:\n  init_args:\n    second_kernel_size: 1\n", "second_kernel_size is 1, a removed option"),
         ("training:\n  mixed_precision: no\n", 'got False (YAML reads a bare no as False: write "no")'),
     ],
@@ -140,6 +144,11 @@ def test_the_config_of_an_earlier_run_has_removed_options_at_their_defaults(tmp_
     )
     assert ours[0] == theirs[0]
     assert ours[1].config == theirs[1].config
+
+
+def test_a_network_of_your_own_may_have_an_argument_of_a_removed_option_s_name():
+    text = "model:\n  class_path: mine.Net\n  init_args:\n    second_kernel_size: 5\n"
+    assert parser._load(text) == yaml.safe_load(text)
 
 
 def test_a_network_without_a_null_label(error_of):
@@ -263,13 +272,16 @@ def pipelines(tmp_path_factory):
         ("classes", "--colums 3", "unknown option 'colums' (did you mean 'columns'?)"),
         ("classes", "--scheduler lcmm", "unknown scheduler 'lcmm' (did you mean 'lcm'?)"),
         ("classes", "--interpolate --seeds 1,2 --scheduler lcm", "adds noise in each step; choose ddim"),
-        ("distilled", "--steps 5", "5 inference steps were asked for; the scheduler takes 1 to 4"),
+        ("classes", "--seeds 1,2 --num_images 5", "num_images is 5, and is not used: seeds are given; leave it out"),
+        ("classes", "--seeds 1,2 --seed 3", "seed is 3, and is not used: seeds are given; leave it out"),
+        ("plain", "--names", "names are those of classes, and the network has none"),
+        ("distilled", "--steps 5", "5 inference steps were asked for; the sampler takes 1 to 4"),
         ("distilled", "--scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
     ],
 )
 def test_sampling(error_of, pipelines, tmp_path, pipeline, arguments, message):
     before = sorted(pipelines.rglob("*"))
-    given = ["--pipeline", pipelines / pipeline, "--num_images", "2", "--steps", "2"]
+    given = ["--pipeline", pipelines / pipeline, "--steps", "2"]
     assert message in error_of(sample, *given, *arguments.split())
     assert list(tmp_path.iterdir()) == []
     assert sorted(pipelines.rglob("*")) == before
@@ -303,7 +315,9 @@ def pictures(tmp_path_factory):
         ("denoise", "--images_dir new --output new/x.png", "new/x.png is in new, the new folder for the images"),
         ("denoise", "--sigma 0", "it must be above 0"),
         ("denoise", "--labels sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
-        ("denoise", "--seed -1", "seed is -1"),
+        ("denoise", "--noise 0.5 --seed -1", "seed is -1"),
+        ("denoise", "--seed 5", "seed is 5, of noise to add; give noise too, or leave it out"),
+        ("denoise", "--images {}/right --num_images 3", "num_images is 3, of the test split; leave it out with images"),
         ("denoise", "--output /proc/restored.png", "/proc"),
         ("denoise", "--images_dir /proc", "/proc is not an empty folder"),
         ("denoise", "--hole 3", "unknown option 'hole'"),
@@ -342,7 +356,7 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.teacher {}/distilled", "the teacher is distilled itself"),
         ("--distillation.calls 0", "calls is 0"),
         ("--distillation.calls 21", "calls is 21; it must be up to 20"),
-        ("--distillation.calls 2", "4 inference steps were asked for; the scheduler takes 1 to 2"),
+        ("--distillation.calls 2", "4 inference steps were asked for; the sampler takes 1 to 2"),
         ("--sampling.scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
         ("--training.gradient_accumulation_steps 2", "gradient_accumulation_steps must be 1 in a distillation"),
@@ -390,6 +404,8 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
     assert "nowhere is neither a PNG file" in error_of(evaluate, *given, "nowhere")
     assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
+    unused = "steps is 5, and is not used: the images are given; leave it out"
+    assert unused in error_of(evaluate, *given, "few.npz", "--steps", "5")
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
 
 

@@ -35,5 +35,10 @@ def test_the_readable_loop_takes_the_steps_of_the_trainer_to_the_bit(train_image
     assert Image.open(grids[0]).tobytes() == Image.open(grids[1]).tobytes()
 
 
+def test_wrong_input_of_the_readable_loop_is_one_line(error_of, tmp_path):
+    assert "batch_size is 0; it must be a whole number of at least 1" in error_of(train_minimal, "--batch_size", "0")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_readable_loop_is_short():
     assert len((ROOT / "scripts" / "train_minimal.py").read_text(encoding="utf-8").splitlines()) <= 80

@@ -155,7 +155,7 @@ def test_a_checkpoint_is_bound_to_its_distillation(make_distiller):
     ("options", "message"),
     [
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1 in a distillation"),
-        ({"calls": 1}, "2 inference steps were asked for; the scheduler takes 1 to 1"),
+        ({"calls": 1}, "2 inference steps were asked for; the sampler takes 1 to 1"),
         ({"calls": 0}, "calls is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
     ],
