@@ -18,16 +18,18 @@ Result = TypeVar("Result")
 LARGEST = 2**31 - 1  # a count that every library here can hold
 
 # Removed options, by the only value that a saved network or config may still give them (docs/study.md).
-REMOVED_FROM_UNET = {"middle_blocks": 0, "second_kernel_size": 3}
-REMOVED_FROM_TRAINING = {"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True}
+REMOVED: dict[str, dict[str, Any]] = {
+    "UNet": {"middle_blocks": 0, "second_kernel_size": 3},
+    "training": {"optimizer": "adamw", "log_normal_levels": None, "stratified_timesteps": True},
+}
 LAST_COMMIT_WITH_THEM = "e7d8e90"
 
 
-def drop_removed(arguments: Mapping[str, Any], removed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return saved arguments without the removed ones; `ValueError` for one with another value."""
-    for name, default in removed.items():
+def drop_removed(owner: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return saved arguments of "UNet" or "training" without the removed ones; `ValueError` for other values."""
+    for name, default in REMOVED[owner].items():
         check_not_removed(arguments.get(name, default) != default, name, arguments.get(name))
-    return {name: value for name, value in arguments.items() if name not in removed}
+    return {name: value for name, value in arguments.items() if name not in REMOVED[owner]}
 
 
 def check_not_removed(is_removed: bool, name: str, value: Any) -> None:

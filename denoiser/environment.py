@@ -1,7 +1,7 @@
 """Environment variables of a run: honoured, ignored with one line, or refused (docs/environment.md)."""
 
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,13 @@ import psutil
 import torch
 from accelerate.utils import str_to_bool
 
-# Variables that a launcher sets together, by family; only some of a family are left over from elsewhere.
+# Variables that a launcher sets together, by family, the last of which may be missing. If others are missing, the rest
+# is left over from elsewhere.
 LAUNCHES = {
-    "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "MVAPICH": ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
-    "Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-}
-# Variables that it may set besides.
-WITH_LAUNCH = {
-    "torch": ("LOCAL_WORLD_SIZE",),
-    "Open MPI": ("OMPI_COMM_WORLD_LOCAL_SIZE",),
-    "MVAPICH": ("MV2_COMM_WORLD_LOCAL_SIZE",),
-    "Intel MPI": ("MPI_LOCALNRANKS",),
+    "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_WORLD_SIZE"),
+    "Open MPI": tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    "MVAPICH": tuple(f"MV2_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")),
+    "Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
 FSDP = "ACCELERATE_USE_FSDP"
 SWITCHES = ("ACCELERATE_USE_CPU", FSDP, "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY", "FORK_LAUNCHED")
@@ -99,13 +93,13 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> list
     _check_numbers(environment, ACCUMULATION)
     lines = _drop(environment, {FP8: "nothing is computed in fp8"} if FP8 in environment else {})
     for family, names in LAUNCHES.items():
-        if all(environment.get(name) for name in names):
+        if all(environment.get(name) for name in names[:-1]):
             _check_launch(environment, names)
-            _check_numbers(environment, *WITH_LAUNCH[family], *[name for name in names if name == "MASTER_PORT"])
+            _check_numbers(environment, names[-1], *[name for name in names if name == "MASTER_PORT"])
             continue
         if family == "torch":
             _check_started(environment)
-        left_over = [name for name in (*names, *WITH_LAUNCH[family]) if name in environment]
+        left_over = [name for name in names if name in environment]
         lines += _drop(environment, dict.fromkeys(left_over, "no launcher of several processes has set it"))
     return lines
 
@@ -195,7 +189,7 @@ def _check_started(environment: Mapping[str, str]) -> None:
         )
 
 
-def _check_launch(environment: Mapping[str, str], names: tuple[str, ...]) -> None:
+def _check_launch(environment: Mapping[str, str], names: Sequence[str]) -> None:
     """Raise `ValueError` unless rank, number of processes and local rank are numbers that agree."""
     rank, size, local = (environment[name] for name in names[:3])
     if not (rank.isdecimal() and size.isdecimal() and local.isdecimal() and int(local) <= int(rank) < int(size)):

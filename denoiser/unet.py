@@ -24,7 +24,7 @@ from denoiser.blocks import (
     space_to_depth,
     zero_init,
 )
-from denoiser.checks import REMOVED_FROM_UNET, check_divisible, check_positive, drop_removed, pair, plain_arguments
+from denoiser.checks import check_divisible, check_positive, drop_removed, pair, plain_arguments
 
 
 class EncoderLevel(nn.Module):
@@ -173,7 +173,7 @@ class UNet(ModelMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple[dict[str, Any], ...]:
         """Split a saved config, as diffusers does, after the removed arguments are checked and left out."""
-        return super().extract_init_dict(drop_removed(config_dict, REMOVED_FROM_UNET), **kwargs)
+        return super().extract_init_dict(drop_removed("UNet", config_dict), **kwargs)
 
     @property
     def null_label(self) -> int | None:

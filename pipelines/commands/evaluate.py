@@ -25,8 +25,6 @@ from pipelines.sampling import default_sampler
 from pipelines.stepping import distilled_calls
 
 with needed("eval"):
-    import torchmetrics  # noqa: F401 - the kernel distance imports it after the sampling
-
     from pipelines.evaluation.plots import plot_report
 from pipelines.training.card import update_card
 

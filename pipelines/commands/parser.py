@@ -20,14 +20,7 @@ from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from safetensors import SafetensorError
 
-from denoiser.checks import (
-    LAST_COMMIT_WITH_THEM,
-    REMOVED_FROM_TRAINING,
-    REMOVED_FROM_UNET,
-    check_not_removed,
-    did_you_mean,
-    drop_removed,
-)
+from denoiser.checks import LAST_COMMIT_WITH_THEM, REMOVED, check_not_removed, did_you_mean, drop_removed
 
 # jsonargparse reports an error as text of several lines only: neither its exceptions nor the argument of
 # `error` hold the key, the expected type or the value. So they are taken out of the text.
@@ -70,11 +63,11 @@ def _without_removed(content: Any) -> Any:
     kept = {name: _without_removed(value) for name, value in content.items()}
     arguments, training = kept.get("init_args"), kept.get("training")
     if isinstance(arguments, dict) and kept.get("class_path", UNETS[0]) in UNETS:
-        kept["init_args"] = drop_removed(arguments, REMOVED_FROM_UNET)
+        kept["init_args"] = drop_removed("UNet", arguments)
     if isinstance(training, dict):
         weighting = training.get("loss_weighting")
         check_not_removed(weighting == "noise", "loss_weighting", weighting)
-        kept["training"] = drop_removed(training, REMOVED_FROM_TRAINING)
+        kept["training"] = drop_removed("training", training)
     return kept
 
 
@@ -135,7 +128,7 @@ class Parser(ArgumentParser):
     def _one_line(self, message: str) -> str:
         if unknown := _UNKNOWN_OPTION.search(message):
             option = next(group for group in unknown.groups() if group)
-            if option.rsplit(".", 1)[-1] in {**REMOVED_FROM_UNET, **REMOVED_FROM_TRAINING}:
+            if option.rsplit(".", 1)[-1] in {**REMOVED["UNet"], **REMOVED["training"]}:
                 return f"{option} is a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that has it"
             return f"unknown option '{option}'{did_you_mean(option, self._options())}"
         if section := _SECTION.search(message):

@@ -22,18 +22,14 @@ BUCKETS = 20
 class Bound:
     """Terms of the bound for some images, in bits per dimension.
 
-    Attributes:
-        prior: `(count,)`: KL divergence of q(x_T | x_0) from the standard normal.
-        decoder: `(count,)`: -log p(x_0 | x_1) of the discretised decoder (Ho et al. 2020, eq. 13).
-        terms: `(count, samples)`: KL divergence of a denoising step (eq. 8) over the probability of its
-            timestep. The mean over an image's timesteps is an unbiased estimate of the sum.
-        timesteps: `(count, samples)`, from 1: the timesteps of `terms`.
+    A term is the KL divergence of a denoising step (Ho et al. 2020, eq. 8) over the probability of its
+    timestep. The mean over an image's timesteps is an unbiased estimate of the sum.
     """
 
-    prior: Tensor
-    decoder: Tensor
-    terms: Tensor
-    timesteps: Tensor
+    prior: Tensor  # (count,), the KL divergence of q(x_T | x_0) from the standard normal
+    decoder: Tensor  # (count,), -log p(x_0 | x_1) of the discretised decoder (eq. 13)
+    terms: Tensor  # (count, samples)
+    timesteps: Tensor  # (count, samples), from 1: those of the terms
     num_timesteps: int
     variance_type: str
     given_labels: bool

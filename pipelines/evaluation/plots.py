@@ -66,13 +66,8 @@ def likelihood_plot(report: Report) -> Image.Image:
     """Plot the bound by timesteps."""
     rows = [row for row in report["likelihood"]["by_timestep"] if row["bits"] > 0]
     figure, axes = new_figure()
-    axes.bar(
-        [row["from"] for row in rows],
-        [row["bits"] for row in rows],
-        [row["to"] + 1 - row["from"] for row in rows],
-        align="edge",
-        edgecolor="white",
-    )
+    starts, bits, widths = zip(*((row["from"], row["bits"], row["to"] + 1 - row["from"]) for row in rows), strict=True)
+    axes.bar(starts, bits, widths, align="edge", edgecolor="white")
     axes.set(xlabel="timestep", ylabel="bits per dimension", yscale="log")
     return picture_of(figure)
 

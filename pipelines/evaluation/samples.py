@@ -25,19 +25,10 @@ OF_SETS = {"distances", "classes", "memorisation"}  # the sections on the sets o
 
 @dataclass
 class Samples:
-    """Samples of an evaluation.
+    """Samples of an evaluation, uint8 `(count, 1, 16, 16)`, and the bound of the test split's likelihood."""
 
-    Attributes:
-        sets: For each seed, uint8 `(num_images, 1, 16, 16)`.
-        labels: The class asked for, `(num_images,)`, or None.
-        by_guidance: Images by guidance scale.
-        by_sampler: Images by sampler and steps.
-        seconds_by_sampler: Sampling time of them.
-        bound: Bound of the test split's likelihood, or None.
-    """
-
-    sets: list[Tensor]
-    labels: Tensor | None = None
+    sets: list[Tensor]  # one for each seed
+    labels: Tensor | None = None  # (num_images,), the class asked for
     by_guidance: dict[float, Tensor] = field(default_factory=dict)
     by_sampler: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     seconds_by_sampler: dict[tuple[str, int], float] = field(default_factory=dict)

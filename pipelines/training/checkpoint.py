@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW, Optimizer
 
-from denoiser.checks import REMOVED_FROM_TRAINING, REMOVED_FROM_UNET, drop_removed
+from denoiser.checks import drop_removed
 from denoiser.files import MANIFEST, atomic_path, check_manifest, check_writable, locked, sync, sync_all, write_manifest
 from denoiser.processes import split_as, whole
 
@@ -222,8 +222,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise _damaged(path, ValueError(f"{STATE_FILE} has values of another kind"))
     optimizer = state.get("optimizer", {"name": "adamw"})  # which versions with several optimizers wrote
     if state["model"].get("class_path") == "denoiser.unet.UNet":
-        state["model"]["init_args"] = drop_removed(state["model"].get("init_args", {}), REMOVED_FROM_UNET)
-    drop_removed({"optimizer": optimizer.get("name")}, REMOVED_FROM_TRAINING)
+        state["model"]["init_args"] = drop_removed("UNet", state["model"].get("init_args", {}))
+    drop_removed("training", {"optimizer": optimizer.get("name")})
     return state
 
 

@@ -176,15 +176,9 @@ class Learner:
         return torch.stack(losses).mean()
 
     def _random_batch(self) -> RandomBatch:
-        return random_batch(
-            seed=self.training.seed,
-            step=self.step,
-            batch_size=self.images_per_step,
-            image_shape=self.image_shape,
-            num_images=len(self.images),
-            num_timesteps=self.noise_schedule.config.num_train_timesteps,
-            label_dropout=self.training.label_dropout,
-        )
+        training, num_timesteps = self.training, self.noise_schedule.config.num_train_timesteps
+        sizes = self.images_per_step, self.image_shape, len(self.images), num_timesteps
+        return random_batch(training.seed, self.step, *sizes, training.label_dropout)
 
     def _backward(self, batch: RandomBatch, micro_step: int) -> Tensor:
         """Pass this process's part of the batch forward and backward, and step after the last part."""

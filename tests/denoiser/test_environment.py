@@ -11,7 +11,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from denoiser.device import choose_mixed_precision, num_cores
-from denoiser.environment import COMPILING, LAUNCHES, NOT_COMPILING, REFUSED, WITH_LAUNCH, launcher, settle_processes
+from denoiser.environment import COMPILING, LAUNCHES, NOT_COMPILING, REFUSED, launcher, settle_processes
 from pipelines.training import RunConfig, TrainingConfig, start_accelerator
 from pipelines.training.trainer import as_run
 from tests.conftest import ROOT
@@ -25,7 +25,7 @@ IGNORED = {
     "ACCELERATE_DYNAMO_MODE": ("max-autotune", "ignored where it is not as `accelerate launch` leaves it"),
     "ACCELERATE_FP8_BACKEND": ("AO", "ignored: nothing is computed in fp8"),
     "ACCELERATE_USE_FSDP": ("true", "honoured only with several processes, each with a GPU"),
-    **{name: ("1", LEFT_OVER) for names in (*LAUNCHES.values(), *WITH_LAUNCH.values()) for name in names},
+    **{name: ("1", LEFT_OVER) for names in LAUNCHES.values() for name in names},
     "WORLD_SIZE": ("2", LEFT_OVER),
     "MASTER_ADDR": ("node7", LEFT_OVER),
     "MASTER_PORT": ("29500", LEFT_OVER),
@@ -219,9 +219,7 @@ def test_a_launcher_is_known_by_its_script(monkeypatch, words, launches):
 
 def test_what_a_launcher_has_set_stays():
     for names in LAUNCHES.values():
-        launch = {**dict(zip(names, ("1", "2", "1", "localhost", "29500"), strict=False)), "LOCAL_WORLD_SIZE": "2"}
-        if names[0] != "RANK":
-            del launch["LOCAL_WORLD_SIZE"]
+        launch = {**dict(zip(names[:-1], ("1", "2", "1", "localhost", "29500"), strict=False)), names[-1]: "2"}
         environment = dict(launch)
         assert settle_processes(environment) == []
         assert environment == launch

@@ -3,10 +3,12 @@ import pytest
 import torch
 from prdc import compute_prdc
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from pipelines.evaluation.distances import (
     Cloud,
     Moments,
+    _block_distance,
     fidelity,
     frechet_distance,
     kernel_distance,
@@ -56,6 +58,13 @@ def test_the_kernel_distance_is_unbiased_and_its_error_honest():
     assert 0.5 < errors.mean() / values.std() < 2
     value, error = kernel_distance(gaussian(4000), gaussian(4000, mean=0.3, seed=1))
     assert value > 10 * error
+
+
+def test_the_kernel_distance_of_a_block_is_that_of_torchmetrics():
+    real, samples = gaussian(1000).double(), gaussian(1000, mean=0.3, seed=1).double()
+    products = [poly_kernel(*pair) for pair in ((real, real), (real, samples), (samples, samples))]
+    expected = maximum_mean_discrepancy(*products)
+    assert _block_distance(real, samples).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_too_few_images_for_the_kernel_distance_are_refused():
