@@ -36,7 +36,7 @@ _AROUND = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected
 
 Mode = Callable[..., Any]
 
-UNETS = ("denoiser.UNet", "denoiser.unet.UNet")
+UNETS = ("denoiser.UNet", "denoiser.unet.UNet", "UNet")
 SECRET = 8  # characters of a secret, at least
 OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
 
@@ -128,7 +128,7 @@ class Parser(ArgumentParser):
     def _one_line(self, message: str) -> str:
         if unknown := _UNKNOWN_OPTION.search(message):
             option = next(group for group in unknown.groups() if group)
-            if option.rsplit(".", 1)[-1] in {**REMOVED["UNet"], **REMOVED["training"]}:
+            if option in [*REMOVED["UNet"], *(f"training.{name}" for name in REMOVED["training"])]:
                 return f"{option} is a removed option; commit {LAST_COMMIT_WITH_THEM} is the last that has it"
             return f"unknown option '{option}'{did_you_mean(option, self._options())}"
         if section := _SECTION.search(message):

@@ -55,8 +55,7 @@ def build_parser() -> Parser:
 def check_options(options: Any) -> None:
     """Raise `ValueError` or `OSError` for an option without effect, or if a picture cannot be written."""
     if options.seeds is not None:
-        unused = ("seed",) if options.interpolate else ("seed", "num_images")
-        check_unused(SamplingConfig, options, unused, "seeds are given")
+        check_unused(SamplingConfig, options, ["seed"], "seeds are given")
     check_picture_path(options.output, *PICTURES)
     for path, suffixes in ((options.gif, (".gif",)), (options.predictions, PICTURES), (options.noising, PICTURES)):
         if path:
