@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Real
-from types import NoneType
-from typing import Any, Literal, ParamSpec, TypeVar, cast, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin
 
 import numpy as np
 from torch import Tensor
@@ -139,8 +139,8 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
     options = get_args(kind)
     if get_origin(kind) is Literal and value not in options:
         raise ValueError(f"{name} is {value!r}; it is one of {', '.join(map(str, options))}")
-    if NoneType in options and value is not None:
-        _check_kind(name, value, next(option for option in options if option is not NoneType))
+    if get_origin(kind) in (Union, UnionType):
+        _check_kinds_of_union(name, value, options)
     if get_origin(kind) is tuple and not (isinstance(value, (tuple, list)) and len(value) == len(options)):
         raise ValueError(f"{name} is {value!r}; give {len(options)} numbers")
     if get_origin(kind) is tuple:
@@ -151,3 +151,19 @@ def _check_kind(name: str, value: Any, kind: Any) -> None:
             raise ValueError(f"{name} is {value!r}; it must be {what}")
     if is_dataclass(kind) and not isinstance(value, cast("type", kind)):
         raise ValueError(f"{name} is {value!r}; it must be a {cast('type', kind).__name__}")
+
+
+def _check_kinds_of_union(name: str, value: Any, options: Sequence[Any]) -> None:
+    """Raise the first option's `ValueError` if a value is of none of them."""
+    errors = []
+    for option in options:
+        try:
+            if option is not NoneType:
+                _check_kind(name, value, option)
+            elif value is not None:
+                continue
+        except ValueError as error:
+            errors.append(error)
+        else:
+            return
+    raise errors[0]

@@ -24,6 +24,14 @@ def must_use_cpu() -> bool:
     return told or not torch.accelerator.is_available()
 
 
+def fits(tensor: torch.Tensor, device: torch.device) -> bool:
+    """Return whether a tensor can live on a device: on a GPU, in half of the free memory."""
+    if device.type != "cuda" or tensor.device == device:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return tensor.nbytes <= free // 2
+
+
 def multiplies_bf16_natively(device: torch.device) -> bool:
     """Return whether the device has native bfloat16 products; elsewhere they are emulated and slow."""
     if device.type == "cpu":

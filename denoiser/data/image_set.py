@@ -5,40 +5,49 @@ generates it for the whole batch and keeps its part, so N processes take the ste
 resumed run continues exactly, with no random state to restore.
 """
 
-from dataclasses import dataclass, fields
-from functools import lru_cache
+import hashlib
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from denoiser.device import fits
 from denoiser.randomness import DATA_ORDER, TRAINING_STEP, seeded_generator
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images in memory.
+    """Images, in memory or mapped from a file, with labels if there are any.
 
     Attributes:
         images: `(count, channels, height, width)`, uint8, 0 to 255.
-        labels: `(count,)`, int64, 0 to `len(class_names) - 1`.
+        labels: `(count,)`, int64, 0 to `len(class_names) - 1`; None without classes.
         class_names: Name of each class, by label.
+        folder: Folder of the prepared set that the images are from.
 
     Raises:
         ValueError: If a type, shape or range is another, or the set is empty.
     """
 
     images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         images, labels, names = self.images, self.labels, self.class_names
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise ValueError(f"images are {_kind(images)}; give uint8, 0 to 255, (count, channels, height, width)")
-        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ValueError(f"labels are {_kind(labels)}; give int64, ({len(images)},), one for each image")
         if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"class_names are {names!r}; give a tuple of strings, one for each class")
+        if labels is None and names:
+            raise ValueError(f"the images have {len(names)} class names and no labels; give both or neither")
+        if labels is None:
+            return
+        if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels are {_kind(labels)}; give int64, ({len(images)},), one for each image")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(
                 f"labels go from {labels.min()} to {labels.max()}; with {len(names)} class names they go "
@@ -49,13 +58,38 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device) -> "ImageSet":
-        """Return the set on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the images' bytes, followed by those of the labels."""
+        digest = hashlib.sha256(self.images.contiguous().cpu().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().cpu().numpy().data)
+        return digest.hexdigest()
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images in [-1, 1], `(batch, channels, height, width)` in float32, and labels, `(batch,)`."""
-        return self.images[indices].float() / 127.5 - 1, self.labels[indices]
+    def to(self, device: torch.device) -> "ImageSet":
+        """Return the set on `device`, or unchanged if it does not fit there."""
+        if not fits(self.images, device):
+            return self
+        return replace(self, images=self.images.to(device), labels=_moved(self.labels, device))
+
+    def batch(self, indices: Tensor, device: torch.device | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the images at `indices`, `(batch,)`, on `device`; by default the set's.
+
+        Returns:
+            Images in [-1, 1], `(batch, channels, height, width)` in float32; labels, `(batch,)`, or None.
+        """
+        rows = indices.to(self.images.device)
+        images, labels = self.images[rows], None if self.labels is None else self.labels[rows]
+        device = device or images.device
+        return images.to(device).float() / 127.5 - 1, _moved(labels, device)
+
+    def first(self, count: int) -> "ImageSet":
+        """Return the first `count` images."""
+        return replace(self, images=self.images[:count], labels=None if self.labels is None else self.labels[:count])
+
+
+def _moved(labels: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if labels is None else labels.to(device)
 
 
 def _kind(value: object) -> str:
@@ -75,12 +109,14 @@ class RandomBatch:
             order.
         noise: `(batch, channels, height, width)`, standard normal.
         label_dropped: `(batch,)` booleans: whether the null label replaces the label.
+        flipped: `(batch,)` booleans: whether the image is flipped horizontally, if the training flips.
     """
 
     indices: Tensor
     timesteps: Tensor
     noise: Tensor
     label_dropped: Tensor
+    flipped: Tensor
 
     def part(self, start: int, length: int) -> "RandomBatch":
         """Return the rows `start` to `start + length`."""
@@ -121,6 +157,7 @@ def random_batch(
         timesteps=timesteps.clamp(max=num_timesteps - 1),  # against rounding up at the very end
         noise=torch.randn(batch_size, *image_shape, generator=generator),
         label_dropped=torch.rand(batch_size, generator=generator) < label_dropout,
+        flipped=torch.rand(batch_size, generator=generator) < 0.5,
     )
 
 
