@@ -15,7 +15,8 @@ from diffusers import DDPMScheduler, ModelMixin
 
 from benchmarks.machine import processor
 from denoiser.checks import pair
-from pipelines.commands.train import parse_run
+from denoiser.data import CLASS_NAMES
+from pipelines.commands.parsed_run import ParsedRun
 from pipelines.evaluation.judge import IMAGE_SHAPE
 from pipelines.training.config import RunConfig, components, settings
 
@@ -41,9 +42,10 @@ class Entry:
     def build(self, seconds: float, seed: int) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
         """Return settings, initialised network and noise schedule of a training of some seconds."""
         given = [*self.arguments, "--training.seed", str(seed), "--output_dir", "unused"]
-        config, model, noise_schedule = parse_run(given)
-        training = replace(config.training, max_steps=None, max_minutes=seconds / 60)
-        return replace(config, training=training), model, noise_schedule
+        run = ParsedRun(given)
+        model, noise_schedule = run.build(IMAGE_SHAPE, len(CLASS_NAMES) if run.config.data.labels else None)
+        training = replace(run.config.training, max_steps=None, max_minutes=seconds / 60)
+        return replace(run.config, training=training), model, noise_schedule
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     @cached_property
     def sha256(self) -> str:
         """SHA-256 of the images' bytes, followed by those of the labels."""
@@ -161,9 +167,12 @@ def random_batch(
     )
 
 
-def drop_labels(class_labels: Tensor, null_label: int, dropped: Tensor) -> Tensor:
-    """Replace labels, `(batch,)`, by the null label where `dropped`, `(batch,)`, is true."""
-    return class_labels.masked_fill(dropped, null_label)
+def drop_labels(class_labels: Tensor | None, null_label: int | None, dropped: Tensor) -> Tensor | None:
+    """Replace labels, `(batch,)`, by the null label where `dropped`, `(batch,)`, is true.
+
+    The result is None without labels, and for an unconditional network, which has no null label.
+    """
+    return None if class_labels is None or null_label is None else class_labels.masked_fill(dropped, null_label)
 
 
 def _data_order(seed: int, start: int, length: int, num_images: int) -> Tensor:

@@ -331,7 +331,7 @@ def _downloaded(name: str, root: Path) -> tuple[list[tuple[np.ndarray, np.ndarra
         if name != "svhn":  # which has channels second
             images = as_pixels(images, name)
         splits.append((images, np.asarray(each.labels if name == "svhn" else each.targets)))
-    class_names: Sequence[object] = getattr(sets[0], "classes", range(10))
+    class_names: Sequence[Any] = getattr(sets[0], "classes", range(10))
     return splits, tuple(str(entry).split(" - ")[-1] for entry in class_names)  # "0 - zero"
 
 

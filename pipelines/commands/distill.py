@@ -6,10 +6,9 @@ accelerate launch scripts/distill.py --config configs/distill.yaml.
 import sys
 from dataclasses import fields
 
-from denoiser.data import load_fashion_mnist
 from pipelines import find_pipeline
 from pipelines.commands.parser import Parser, command
-from pipelines.commands.train import train_and_report, typed_command
+from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
 from pipelines.training.distillation import DistillationRun, Distiller, student_of
 
@@ -18,7 +17,7 @@ def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_class_arguments(DistillationRun)
+    parser.add_class_arguments(DistillationRun, skip={"init_from"})
     return parser
 
 
@@ -27,13 +26,13 @@ def main() -> None:
     """Distil, and print what was written and the next command."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
+    given = {field.name: options[field.name] for field in fields(DistillationRun) if field.name in options}
+    config = DistillationRun(**given)
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
     model, noise_schedule = student_of(teacher)
-    size = model.config.sample_size
-    with accelerator.main_process_first():
-        images, held_out = (load_fashion_mnist(config.data.root, split, size) for split in ("train", "test"))
+    channels, *size = teacher.image_shape
+    images, held_out = load_images(config.data, accelerator, channels, (size[0], size[1]))
     learner = Distiller(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")

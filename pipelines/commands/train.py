@@ -1,39 +1,43 @@
-"""Train a denoiser on FashionMNIST: accelerate launch scripts/train.py --config configs/fashion_mnist.yaml."""
+"""Train a denoiser on FashionMNIST or a set of your own: accelerate launch scripts/train.py --data.source my_images.
+
+Without --config, the network and the training are those of configs/fashion_mnist.yaml.
+"""
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-import torch
-from diffusers import DDPMScheduler, ModelMixin
+from accelerate import Accelerator
+from accelerate.utils import tqdm
 
-from denoiser.checks import check_seed
-from denoiser.data import load_fashion_mnist
-from pipelines.commands.parser import Parser, command
-from pipelines.training import Learner, RunConfig, Trainer, start_accelerator
+from denoiser.data import DataConfig, ImageSet, load_sets
+from pipelines.commands.parsed_run import ParsedRun
+from pipelines.commands.parser import command
+from pipelines.training import Learner, Trainer, start_accelerator
 
 
-def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple[RunConfig, ModelMixin, DDPMScheduler]:
-    """Parse a training's command line and config file, and build what they describe.
+class ProgressBar:
+    """Progress of a preparation, shown once there is some."""
 
-    Errors end the program with one line and exit status 2.
-    """
-    parser = Parser(description=description)
-    parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_class_arguments(RunConfig)
-    parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
-    parser.add_class_arguments(DDPMScheduler, "scheduler")
-    namespace = parser.parse_args(list(arguments))
-    sections = [field.name for field in fields(RunConfig) if field.name != "resume"]
-    if empty := [name for name in sections if namespace[name] is None]:
-        raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
-    check_seed(namespace.training.seed)
-    torch.manual_seed(namespace.training.seed)  # initial weights come from the global generator
-    built = parser.instantiate(namespace)
-    config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
-    return config, built.model, built.scheduler
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` images are prepared."""
+        if self.bar is None:
+            self.bar = tqdm(total=total, desc="preparing images", mininterval=1.0 if sys.stderr.isatty() else 15.0)
+        self.bar.update(done - self.bar.n)
+        if done == total:
+            self.bar.close()
+
+
+def load_images(
+    config: DataConfig, accelerator: Accelerator, channels: int | None = None, size: tuple[int, int] | None = None
+) -> tuple[ImageSet, ImageSet | None]:
+    """Load the images of a run and the held-out ones; the main process prepares what is not prepared."""
+    with accelerator.main_process_first():
+        return load_sets(config, size, channels, ProgressBar())
 
 
 def train_and_report(trainer: Trainer, what: str) -> None:
@@ -79,11 +83,11 @@ def typed_command() -> str:
 @command
 def main() -> None:
     """Train, and print what was written and the next command."""
-    config, model, noise_schedule = parse_run(sys.argv[1:], __doc__)
+    run = ParsedRun(sys.argv[1:], __doc__)
+    config = run.config
     accelerator = start_accelerator(config)
-    with accelerator.main_process_first():  # which downloads what is missing
-        images = load_fashion_mnist(config.data.root, "train", model.config.sample_size)
-        held_out = load_fashion_mnist(config.data.root, "test", model.config.sample_size)
+    images, held_out = load_images(config.data, accelerator, *run.image_shape)
+    model, noise_schedule = run.build(images.shape, len(images.class_names) or None)
     what = f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images"
     learner = Learner(config.training, model, noise_schedule, accelerator, images)
     train_and_report(Trainer(config, learner, held_out, typed_command()), what)

@@ -22,8 +22,8 @@ _TEMPLATE = """
 # DDPM with {network}
 
 A `{network}` of {parameters:,} parameters that predicts `{prediction_type}` for a DDPM of {timesteps} timesteps,
-{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are the
-average (EMA) of the trained ones.
+{made} {start}for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are
+the average (EMA) of the trained ones.
 
 ![samples](samples.png)
 
@@ -58,8 +58,9 @@ def write_card(
     progress: Progress,
     figures: dict[str, float],
     command: str | None,
+    origin: str | None = None,
 ) -> None:
-    """Write the card and its sample grid into the folder of a saved pipeline."""
+    """Write the card and its sample grid into the folder of a saved pipeline, trained from the weights of `origin`."""
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
     calls = distilled_calls(config)
     metadata = {
@@ -75,6 +76,7 @@ def write_card(
         prediction_type=config.prediction_type,
         timesteps=config.num_train_timesteps,
         made=f"distilled for sampling in up to {calls} calls," if calls else "trained",
+        start=f"from the weights of `{origin}` " if origin else "",
         steps=progress.step,
         minutes=progress.seconds / 60,
         shape="x".join(map(str, pipeline.image_shape)),

@@ -32,6 +32,7 @@ IDENTITY = {
     "model": "another architecture",
     "scheduler": "another noise schedule",
     "distillation": "another distillation, or none",
+    "data": "another image set",
 }
 STATE_KEYS = {"progress", "ema_steps", "draws", "model", "scheduler"}
 TORCH_CANNOT_WRITE = "inline_container", "iostream error"  # torch.save's words for a full disk
@@ -161,6 +162,8 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     A difference in the seed or in the images of a step is allowed, with a warning: the result differs.
     """
     state = _read_state(path)
+    if "data" not in state:  # which earlier versions did not write
+        identity = {name: value for name, value in identity.items() if name != "data"}
     for part, what in IDENTITY.items():
         if difference := _difference(state.get(part, {}), identity.get(part, {})):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")

@@ -7,26 +7,13 @@ from typing import Any, Literal
 from diffusers import ModelMixin, SchedulerMixin
 
 from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed, plain
+from denoiser.data import DataConfig
 from pipelines import SamplingConfig
 
 _COUNTS = (
     *("max_steps", "batch_size", "gradient_accumulation_steps", "warmup_steps", "log_every", "sample_every"),
     *("evaluate_every", "evaluation_images", "checkpoint_every", "checkpoints_kept", "max_skipped_steps"),
 )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Data settings.
-
-    Attributes:
-        root: Folder of FashionMNIST's files.
-    """
-
-    root: str = "data"
-
-    def __post_init__(self) -> None:
-        check_kinds(self)
 
 
 @dataclass(frozen=True)
@@ -47,6 +34,7 @@ class TrainingConfig:
         ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
         loss_weighting: Squared error of the "prediction", or with "min_snr" weights (Hang et al. 2023).
         label_dropout: Probability of the null label, for classifier-free guidance.
+        horizontal_flips: Whether each image is flipped horizontally with probability 1/2.
         mixed_precision: "no", "bf16", "fp16" or "auto": bf16 where the device multiplies it natively.
         channels_last: Whether channels are innermost in memory, which is faster in mixed precision.
         compile: Whether to compile the network (`torch.compile`), which takes a minute or two.
@@ -75,6 +63,7 @@ class TrainingConfig:
     ema_power: float = 2 / 3
     loss_weighting: Literal["prediction", "min_snr"] = "prediction"
     label_dropout: float = 0.1
+    horizontal_flips: bool = False
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     channels_last: bool = True
     compile: bool = False
@@ -132,9 +121,10 @@ class RunConfig:
     Attributes:
         output_dir: Run folder, made by the run.
         training: Training settings.
-        data: Data settings.
+        data: Settings of the image set.
         sampling: Sampling settings of the sample grids.
         tracking: Weights & Biases settings.
+        init_from: Saved pipeline whose weights the training starts from: "teacher", or a folder.
         resume: Checkpoint to resume from, or "latest" for the newest in `output_dir`, if there is any.
     """
 
@@ -143,6 +133,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init_from: str | None = None
     resume: str | None = None
 
     def __post_init__(self) -> None:

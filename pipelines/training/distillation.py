@@ -151,7 +151,7 @@ class Distiller(Learner):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a checkpoint must share with the run that loads it."""
-        return {**self.components, "distillation": {"calls": self.options.calls, "teacher": self.teacher_sha256}}
+        return {**super().identity(), "distillation": {"calls": self.options.calls, "teacher": self.teacher_sha256}}
 
     def validate(self, validation: Validation, sampler: SchedulerMixin) -> dict[str, float]:
         """Return the Fréchet distance of the averaged weights; a student has no loss at other noise levels."""
@@ -163,18 +163,14 @@ class Distiller(Learner):
         """Step with student and critic; returns the critic's loss, or at the start the student's own."""
         if self.step < self.options.denoising_steps:
             return super()._learn()
-        length, device = self.training.batch_size, self.accelerator.device
-        start = self.accelerator.process_index * length
-        with self.window.timed("data"):
-            part = self._random_batch().part(start, length).to(device)
-            images, class_labels = self._images(part)
-            # spread over the calls as the timesteps are over their range
-            calls = part.timesteps * len(self.starts) // self.noise_schedule.config.num_train_timesteps
-            starts = self.starts[calls]
-            if self.options.own_starts:
-                images = self._own_images(images, class_labels, calls)
-            noisy = self.noise_schedule.add_noise(images, part.noise, starts)
-        self._seed_network(start)
+        ((part, images, class_labels),) = self._passes()
+        # spread over the calls as the timesteps are over their range
+        calls = part.timesteps * len(self.starts) // self.noise_schedule.config.num_train_timesteps
+        starts = self.starts[calls]
+        if self.options.own_starts:
+            images = self._own_images(images, class_labels, calls)
+        noisy = self.noise_schedule.add_noise(images, part.noise, starts)
+        self._seed_network(self._start(0))
         prediction = self.model(noisy, starts, class_labels=class_labels).sample.float()
         generated = predicted_image(self.noise_schedule, noisy, prediction, starts)
         clean = generated.detach().clamp(-1, 1)  # as the sampler clips it
@@ -240,8 +236,7 @@ class Distiller(Learner):
         low, high = (round(share * count) for share in COMPARED)
         timesteps = torch.randint(low, high, (whole,), generator=generator)
         noise = torch.randn(whole, *self.image_shape, generator=generator)
-        start = self.accelerator.process_index * length
-        rows, device = slice(start, start + length), self.accelerator.device
+        rows, device = slice(self._start(0), self._start(0) + length), self.accelerator.device
         return noise[rows].to(device), timesteps[rows].to(device)
 
 

@@ -1,12 +1,15 @@
 """One optimizer step, and the state that it changes: weights, optimizer, average of the weights."""
 
 import logging
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
 from diffusers.training_utils import EMAModel
+from einops import rearrange
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -25,9 +28,12 @@ logger = logging.getLogger(__name__)
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 50, 128
 
+# Randomness, images in [-1, 1] and labels (None for an unconditional network) of a forward pass.
+Pass = tuple[RandomBatch, Tensor, Tensor | None]
+
 
 class Learner:
-    """Takes optimizer steps on a network.
+    """Takes optimizer steps on a network. The images of the next step are fetched by a thread meanwhile.
 
     A network's own dropout comes from PyTorch's global generator, which each forward pass seeds. All
     other randomness is independent of the number of processes and passes that share a batch.
@@ -65,11 +71,19 @@ class Learner:
             part.register_to_config(**plain({name: part.config[name] for name in part.config if name[0] != "_"}))
         self.training, self.noise_schedule, self.accelerator = training, noise_schedule, accelerator
         self.images = images.to(accelerator.device)
+        self.images_sha256 = images.sha256
+        self._fetcher = ThreadPoolExecutor(1, "images")
+        self._fetched: tuple[int, Future[list[Pass]]] | None = None  # with its step
         self.raw_model: ModelMixin = model
         self.components = components(model, noise_schedule)  # before FSDP makes another class of it
         self.num_classes: int | None = model.config.get("num_class_embeds")
         self.image_shape = (model.config.in_channels, *pair(model.config.sample_size))
         self.check_images(images)
+        if len(images) < self.images_per_step:
+            raise ValueError(
+                f"there are {len(images):,} images to train on, fewer than the {self.images_per_step:,} of a step; "
+                "lower training.batch_size"
+            )
         self._check_label_dropout()
         check_noise_schedule(noise_schedule)
 
@@ -90,7 +104,7 @@ class Learner:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a checkpoint must share with the run that loads it."""
-        return self.components
+        return {**self.components, "data": {"images": len(self.images), "sha256": self.images_sha256}}
 
     def new_window(self) -> Window:
         """Return empty metrics."""
@@ -170,24 +184,41 @@ class Learner:
 
     def _learn(self) -> Tensor:
         """Update the weights once; returns this process's loss."""
-        with self.window.timed("data"):
-            batch = self._random_batch()
-        losses = [self._backward(batch, micro) for micro in range(self.training.gradient_accumulation_steps)]
+        losses = [self._backward(micro, *images) for micro, images in enumerate(self._passes())]
         return torch.stack(losses).mean()
 
-    def _random_batch(self) -> RandomBatch:
-        training, num_timesteps = self.training, self.noise_schedule.config.num_train_timesteps
-        sizes = self.images_per_step, self.image_shape, len(self.images), num_timesteps
-        return random_batch(training.seed, self.step, *sizes, training.label_dropout)
-
-    def _backward(self, batch: RandomBatch, micro_step: int) -> Tensor:
-        """Pass this process's part of the batch forward and backward, and step after the last part."""
-        accelerator, length = self.accelerator, self.training.batch_size
+    def _passes(self) -> Sequence[Pass]:
+        """Return the passes of this step, and let the thread fetch those of the next."""
         with self.window.timed("data"):
-            start = (micro_step * accelerator.num_processes + accelerator.process_index) * length
-            part = batch.part(start, length).to(accelerator.device)
-            images, class_labels = self._images(part)
-        self._seed_network(start)
+            if self._fetched is None or self._fetched[0] != self.step:
+                self._fetched = self.step, self._fetcher.submit(self._fetch, self.step)
+            passes = self._fetched[1].result()
+        self._fetched = self.step + 1, self._fetcher.submit(self._fetch, self.step + 1)
+        return passes
+
+    def _fetch(self, step: int) -> list[Pass]:
+        """Return this process's passes of a step."""
+        training, accelerator = self.training, self.accelerator
+        sizes = self.images_per_step, self.image_shape, len(self.images), self.noise_schedule.config.num_train_timesteps
+        batch = random_batch(training.seed, step, *sizes, training.label_dropout)
+        passes: list[Pass] = []
+        for micro_step in range(training.gradient_accumulation_steps):
+            part = batch.part(self._start(micro_step), training.batch_size).to(accelerator.device)
+            images, labels = self.images.batch(part.indices, accelerator.device)
+            if training.horizontal_flips:
+                images = torch.where(rearrange(part.flipped, "b -> b 1 1 1"), images.flip(-1), images)
+            passes.append((part, images, drop_labels(labels, self.num_classes, part.label_dropped)))
+        return passes
+
+    def _start(self, micro_step: int) -> int:
+        """Return the place in the global batch where this process's pass begins."""
+        accelerator = self.accelerator
+        return (micro_step * accelerator.num_processes + accelerator.process_index) * self.training.batch_size
+
+    def _backward(self, micro_step: int, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Pass images forward and backward, and step after the last pass."""
+        accelerator = self.accelerator
+        self._seed_network(self._start(micro_step))
         with accelerator.accumulate(self.model):
             losses = denoising_loss(self.model, self.noise_schedule, images, part.noise, part.timesteps, class_labels)
             self._step(self.model, self.optimizers[0], (losses * self.loss_weights[part.timesteps]).mean())
@@ -210,13 +241,6 @@ class Learner:
                 self.window.gradient_norms.append(norm)
         optimizer.step()
         optimizer.zero_grad()
-
-    def _images(self, part: RandomBatch) -> tuple[Tensor, Tensor | None]:
-        """Return images in [-1, 1] and labels, which are None for an unconditional network."""
-        images, labels = self.images.batch(part.indices)
-        if self.num_classes is None:
-            return images, None
-        return images, drop_labels(labels, self.num_classes, part.label_dropped)
 
     def _seed_network(self, start: int) -> None:
         """Seed PyTorch's global generator, which the network's dropout uses."""
@@ -282,7 +306,7 @@ def measure_batch_statistics(model: ModelMixin, noise_schedule: DDPMScheduler, i
     for batch in range(CALIBRATION_BATCHES):
         generator = seeded_generator(CALIBRATION, 0, batch)
         indices = torch.randint(len(images), (CALIBRATION_BATCH_SIZE,), generator=generator)
-        clean, _ = images.batch(indices.to(images.images.device))
+        clean, _ = images.batch(indices, next(model.parameters()).device)
         timesteps = torch.randint(noise_schedule.config.num_train_timesteps, (len(clean),), generator=generator)
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         timesteps = timesteps.to(clean.device)
