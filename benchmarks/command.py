@@ -14,11 +14,13 @@ from benchmarks.machine import processor
 from benchmarks.profile import profiles
 from benchmarks.quality import longest_of, sampler_comparison, stock_comparison
 from benchmarks.race import Training, race
+from benchmarks.scale import read_cells, scale_rows
 from benchmarks.speed import TORCHVISION, feeding_speeds, sampling_speeds
 from benchmarks.tables import (
     profile_table,
     reach_table,
     sampler_table,
+    scale_tables,
     speed_table,
     stock_table,
     train_rows,
@@ -31,7 +33,7 @@ from pipelines.commands.parser import Mode, Parser, call_mode, command, subcomma
 
 SAMPLERS = ["sde-dpmsolver++", "dpmsolver++", "unipc", "ddim"]
 CONFIGS = Path(__file__).parent / "configs"
-NETWORKS, QUICK = CONFIGS / "networks.yaml", CONFIGS / "quick.yaml"
+NETWORKS, QUICK, SCALE = (CONFIGS / f"{name}.yaml" for name in ("networks", "quick", "scale"))
 BAR = "training {percentage:3.0f}%|{bar:20}| {elapsed}, {remaining} left, and the judging"
 FEEDING_BATCH_SIZE, FEEDING_BATCHES = 128, 50
 Figures = tuple[list[dict[str, Any]], str]
@@ -43,7 +45,7 @@ def common_options(parser: Parser, mode: Mode) -> None:
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     if mode is sample:
         parser.add_argument("--compile", action="store_true", help="measure each network compiled, too")
-    if mode is not data:
+    if mode not in (data, scale):
         parser.add_argument("--entries", type=str | None, help=f"YAML file of entries (default: {NETWORKS.name})")
         parser.add_argument("--quick", action="store_true", help="the table of README.md, half an hour")
 
@@ -206,7 +208,22 @@ def data(data_root: str, rounds: int = 3) -> Figures:
     return rows, speed_table(rows, TORCHVISION)
 
 
-MODES = (train, sample, stock, samplers, profile, data)
+def scale(data_root: str, tables: str | None = None, seconds: float = 10, rounds: int = 3) -> Figures:
+    """Training speed and memory by image size, width, batch and processes.
+
+    Args:
+        tables: YAML file of tables; by default scale.yaml.
+        seconds: Length of a measurement.
+        rounds: Measurements of each row, in turns.
+    """
+    check_positive(rounds=rounds)
+    if seconds <= 0:
+        raise ValueError(f"seconds is {seconds}; give a number above 0")
+    rows = scale_rows(read_cells(Path(tables or SCALE), data_root), seconds, rounds)
+    return rows, scale_tables(rows)
+
+
+MODES = (train, sample, stock, samplers, profile, data, scale)
 GIVEN = ("field", "folder", "data_root", "compile")
 
 
@@ -222,8 +239,9 @@ def main() -> None:
     folder = Path(options.output_dir)
     name = mode.__name__
     check_writable(folder / f"{name}.json")
-    start_process()
-    field = None if mode is data else field_of(options)
+    if mode is not scale:  # which has processes of its own
+        start_process()
+    field = None if mode in (data, scale) else field_of(options)
     rows, page = call_mode(mode, options, field=field, folder=folder)
     figures = {"processor": processor(), "rows": rows}
     for suffix, text in (("json", json.dumps(figures, indent=2) + "\n"), ("md", page)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.machine import FORWARDS_IN_A_STEP
 from benchmarks.race import Training
+from benchmarks.scale import power
 from pipelines.evaluation.markdown import markdown_table, number
 
 JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
@@ -226,3 +227,27 @@ def _pass(row: Mapping[str, Any]) -> str:
 
 def _way(row: Mapping[str, Any]) -> str:
     return f"{row['sampler']}, {row['steps']} steps"
+
+
+def scale_tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table for each table of the cells; with the fitted powers where the pixels differ."""
+    parts = []
+    for table in dict.fromkeys(row["table"] for row in rows):
+        own = [row for row in rows if row["table"] == table]
+        cells = [
+            [
+                row["name"],
+                f"{row['parameters'] / 1e6:.2f} M",
+                number(row["operations_per_image"] / 1e6),
+                number(row["images_per_second"]),
+                number(row["images_per_second"] * FORWARDS_IN_A_STEP * row["operations_per_image"] / 1e9),
+                f"{row['peak_gibibytes']:.2f}",
+            ]
+            for row in own
+        ]
+        columns = [table, "parameters", "MFLOP an image", "images/s", "GFLOP/s", "peak memory, GiB"]
+        parts.append(markdown_table(columns, cells))
+        if len({row["pixels"] for row in own}) > 1:
+            speed, work = (power(own, "pixels", name) for name in ("images_per_second", "operations_per_image"))
+            parts.append(f"images/s ~ pixels^{speed:.2f}; FLOP an image ~ pixels^{work:.2f}\n")
+    return "\n".join(parts)

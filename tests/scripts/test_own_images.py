@@ -1,0 +1,212 @@
+"""Training on images of one's own, through the command line."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from denoiser import UNet
+from denoiser.data import CLASS_NAMES, DataConfig, load_sets, open_set
+from pipelines import load_pretrained
+from pipelines.commands import train
+from pipelines.commands.parsed_run import ParsedRun
+from pipelines.training.initial import start_from
+from tests.conftest import DATA_ROOT, another_process, tiny_basic_unet
+
+COLOURS = {"Trouser": (255, 80, 80), "Bag": (80, 255, 80), "Sneaker": (80, 80, 255)}
+
+
+@pytest.fixture(scope="module")
+def pictures(train_images, tmp_path_factory):
+    """A folder of FashionMNIST in colour, a class a folder."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        rows = (train_images.labels == CLASS_NAMES.index(name)).nonzero()[:40, 0]
+        for row in rows.tolist():
+            grey = train_images.images[row, 0].numpy()[..., None] / 255
+            Image.fromarray((grey * np.array(colour)).astype(np.uint8)).save(folder / name / f"{row}.png")
+    return folder
+
+
+@pytest.fixture
+def options(pictures, tmp_path):
+    short = ["--training.max_steps", "4", "--training.batch_size", "16", "--training.checkpoint_every", "2"]
+    small = ["--model.block_out_channels", "[16,32]", "--model.attention_levels", "[]", "--sampling.steps", "2"]
+    places = ["--data.root", tmp_path / "sets", "--output_dir", tmp_path / "run", "--tracking.mode", "disabled"]
+    return ["--data.source", pictures, *short, *small, *places]
+
+
+def weights(run):
+    return load_file(run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_in_one_line(options, call, tmp_path):
+    output = call(train, *options)
+    assert "on 108 images" in output  # a tenth of 120 is held out
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    ends = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
+    assert [written["model"]["init_args"][name] for name in ends] == [16, 3, 3, 3]
+    assert written["training"]["learning_rate"] == 6e-3  # of the default config
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text(encoding="utf-8")
+    assert "classes, in order: Bag, Sneaker, Trouser" in card
+    assert "fashion_mnist" not in card.split("---")[1]
+
+
+def test_the_run_folder_is_named_after_the_images(pictures):
+    run = ParsedRun(["--data.source", str(pictures)])
+    assert run.config.output_dir == "runs/pictures"
+    assert run.config.data.size is None
+    assert ParsedRun([]).config.data == DataConfig(source="fashion_mnist", size=16)
+    assert ParsedRun(["--data.source=x/flowers.zip", "--output_dir=here"]).config.output_dir == "here"
+
+
+def test_mapped_and_in_memory_are_the_same_to_the_bit(options, call, tmp_path):
+    for mapped in ("true", "false"):
+        call(train, *options, "--output_dir", tmp_path / mapped, "--data.in_memory", mapped)
+    assert same(weights(tmp_path / "true"), weights(tmp_path / "false"))
+
+
+def test_a_mapped_run_resumes_to_the_bit(options, call, tmp_path, monkeypatch):
+    mapped = [*options, "--data.in_memory", "false", "--training.horizontal_flips", "true"]
+    call(train, *mapped)
+    taken = train.Learner.take_step
+
+    def stop(learner, progress):
+        loss = taken(learner, progress)
+        if learner.step == 2:
+            signal.raise_signal(signal.SIGUSR1)
+        return loss
+
+    monkeypatch.setattr(train.Learner, "take_step", stop)
+    with pytest.raises(SystemExit):
+        call(train, *mapped, "--output_dir", tmp_path / "halves")
+    monkeypatch.setattr(train.Learner, "take_step", taken)
+    call(train, *mapped, "--output_dir", tmp_path / "halves", "--resume", "latest")
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "halves"))
+
+
+def test_a_checkpoint_belongs_to_its_set(options, call, error_of, tmp_path):
+    call(train, *options)
+    error = error_of(train, *options, "--resume", "latest", "--data.limit", "60")
+    assert "holds another image set: images 108, not 54" in error
+
+
+def test_flips_turn_half_of_the_images(options, tmp_path):
+    both = []
+    for flips in ("false", "true"):
+        another_process()
+        run = ParsedRun([*map(str, options), "--training.horizontal_flips", flips])
+        accelerator = train.start_accelerator(run.config)
+        images, _ = load_sets(run.config.data)
+        learner = train.Learner(run.config.training, *run.build(images.shape, 3), accelerator, images)
+        both.append(learner._fetch(0)[0])
+    (part, plain, labels), (_, flipped, same_labels) = both
+    assert 0 < part.flipped.sum() < len(plain)
+    assert torch.equal(flipped[part.flipped], plain[part.flipped].flip(-1))
+    assert torch.equal(flipped[~part.flipped], plain[~part.flipped])
+    assert torch.equal(labels, same_labels)
+
+
+def test_fewer_images_than_a_step(options, error_of):
+    error = error_of(train, *options, "--training.batch_size", "200")
+    assert "there are 108 images to train on, fewer than the 200 of a step; lower training.batch_size" in error
+
+
+def test_what_the_network_is_given_decides_the_images(pictures, tmp_path):
+    run = ParsedRun(["--data.source", str(pictures), "--model.sample_size", "24", "--model.in_channels", "1"])
+    assert run.image_shape == (1, (24, 24))
+    config = DataConfig(source=str(pictures), root=str(tmp_path))
+    images, held_out = load_sets(config, (24, 24), 1)
+    assert images.shape == held_out.shape == (1, 24, 24)
+    model, _ = run.build(images.shape, None)
+    assert (model.config.in_channels, model.config.num_class_embeds) == (1, None)
+
+
+def test_images_that_are_not_square(pictures, options, call, tmp_path):
+    call(train, *options, "--data.size", "[16,24]", "--data.fit", "pad")
+    images, _ = open_set(next((tmp_path / "sets").glob("pictures-16x24-*")))
+    assert images.shape == (3, 16, 24)
+    config = json.loads((tmp_path / "run" / "pipeline" / "unet" / "config.json").read_text(encoding="utf-8"))
+    assert config["sample_size"] == [16, 24]
+
+
+# weights to start from
+
+
+def test_weights_of_the_teacher_with_another_label_table(pictures):
+    teacher = load_pretrained().unet
+    run = ParsedRun(["--data.source", str(pictures), "--init_from", "teacher"])
+    assert run.image_shape == (None, (16, 16))
+    model, _ = run.build((1, 16, 16), 3)
+    assert model.config.block_out_channels == teacher.config.block_out_channels
+    for name, value in model.state_dict().items():
+        if name.startswith("label_embedding."):
+            assert len(value) == 4  # with the null label
+        else:
+            assert torch.equal(value, teacher.state_dict()[name])
+    same_table, _ = run.build((1, 16, 16), 10)
+    assert same(same_table.state_dict(), teacher.state_dict())
+    without, _ = run.build((1, 32, 32), None)
+    assert not any(name.startswith("label_embedding.") for name in without.state_dict())
+
+
+def test_a_card_says_where_the_weights_started(options, call, tmp_path):
+    kept = [word for word in options if word not in ("--model.block_out_channels", "[16,32]")]
+    kept = [word for word in kept if word not in ("--model.attention_levels", "[]")]
+    call(train, *kept, "--init_from", "teacher", "--data.channels", "1")
+    card = (tmp_path / "run" / "pipeline" / "README.md").read_text(encoding="utf-8")
+    assert "trained from the weights of `teacher` for 4 optimizer steps" in card
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--init_from", "student"], "student is distilled, for a few noise levels only; give its teacher"),
+        (["--init_from", "nowhere"], "nowhere"),
+        (["--init_from", "teacher"], "the network of teacher has in_channels 1, not 3, out_channels 1, not 3"),
+        (
+            ["--init_from", "teacher", "--data.channels", "1", "--model.block_out_channels", "[32,64,64]"],
+            "not (32, 64, 64)",
+        ),
+        (
+            ["--init_from", "teacher", "--data.channels", "1", "--scheduler.prediction_type", "sample"],
+            "predicts epsilon",
+        ),
+        (["--init_from", "teacher", "--data.channels", "1", "--model", "denoiser.BasicUNet"], "give --model UNet"),
+    ],
+)
+def test_weights_that_do_not_fit(pictures, error_of, tmp_path, given, message):
+    places = ["--data.root", tmp_path / "sets", "--output_dir", tmp_path / "run", "--tracking.mode", "disabled"]
+    assert message in error_of(train, "--data.source", pictures, *places, *given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unlabelled_network_starts_from_its_own_weights():
+    origin = load_pretrained()
+    model = UNet.from_config(origin.unet.config)
+    start_from(model, origin.noise_schedule, origin, "teacher")
+    assert same(model.state_dict(), origin.unet.state_dict())
+    with pytest.raises(ValueError, match="holds a UNet, and the model is a BasicUNet"):
+        start_from(tiny_basic_unet(), origin.noise_schedule, origin, "teacher")
+
+
+# FashionMNIST
+
+
+def test_fashion_mnist_is_what_it_was(train_images, held_out, tmp_path):
+    prepared = load_sets(DataConfig(root=str(DATA_ROOT), size=16))
+    for ours, theirs in zip(prepared, (train_images, held_out), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+        assert ours.class_names == theirs.class_names
+        assert ours.sha256 == theirs.sha256
