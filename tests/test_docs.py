@@ -29,7 +29,7 @@ PARSERS = {
     "benchmark": benchmark.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff"}
+OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff", "wandb"}
 
 
 def slug(heading):

@@ -26,7 +26,7 @@ def parse_run(arguments: Sequence[str], description: str | None = None) -> tuple
     parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or denoiser.BasicUNet")
     parser.add_class_arguments(DDPMScheduler, "scheduler")
     namespace = parser.parse_args(list(arguments))
-    sections = [field.name for field in fields(RunConfig) if field.name != "resume"]
+    sections = [field.name for field in fields(RunConfig) if field.default is not None]
     if empty := [name for name in sections if namespace[name] is None]:
         raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
     check_seed(namespace.training.seed)
@@ -41,6 +41,7 @@ def train_and_report(trainer: Trainer, what: str) -> None:
     accelerator, folder = trainer.accelerator, trainer.folder
     if trainer.finished:
         accelerator.print(f"the run in {folder.path} is finished: {folder.pipeline}")
+        trainer.push()
         return
     accelerator.print(
         f"{what}: {accelerator.num_processes} process(es), {accelerator.device}, "

@@ -101,6 +101,9 @@ def train_error(error_of):
         ("--training.weight_decay .nan", "weight_decay is nan"),
         ("--training.max_minutes .inf", "max_minutes is inf"),
         ("--output_dir=", "output_dir is empty"),
+        ("--hub_repo first", "hub_repo is 'first'; it must be user/name, as the Hub names a repository"),
+        ("--hub_repo=", "hub_repo is ''; it must be user/name"),
+        ("--hub_repo https://huggingface.co/user/first", "it must be user/name, as the Hub names a repository"),
         ("--model 5", "model: '5' is not the import path of a class, such as denoiser.UNet"),
         (
             "--output_dir /proc/run",
