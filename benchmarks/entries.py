@@ -23,7 +23,7 @@ from pipelines.training.config import RunConfig, components, settings
 ROOT = Path(__file__).parents[1]
 CODE = ("denoiser", "pipelines", "benchmarks")
 # Settings of what is written when and where, which do not change a result.
-_ASIDE = ("output_dir", "data", "tracking", "resume")
+_ASIDE = ("output_dir", "data", "tracking", "hub_repo", "resume")
 _ASIDE_IN_TRAINING = ("log_every", "sample_every", "evaluate_every", "checkpoint_every", "checkpoints_kept")
 _PACKAGES = (
     *("torch", "diffusers", "accelerate", "einops", "torchvision"),

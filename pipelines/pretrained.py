@@ -1,4 +1,4 @@
-"""Loading of pipelines: the ones that ship with the package, checked by hash, and saved ones."""
+"""Loading of pipelines: the ones that ship with the package, checked by hash, saved ones, and the Hub's."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from denoiser.checks import did_you_mean
 from denoiser.files import sha256
 from pipelines.denoising import DenoisingPipeline
+from pipelines.hub import download, is_repository
 from pipelines.sampling import default_sampler
 from pipelines.schedulers import make_scheduler
 
@@ -42,16 +43,24 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
 
 
 def find_pipeline(name_or_folder: str | os.PathLike[str]) -> DenoisingPipeline:
-    """Load a pretrained pipeline by name, or a saved one by folder, with its noise schedule.
+    """Load a pretrained pipeline by name, a saved one by folder, or one of the Hub, with its noise schedule.
+
+    Args:
+        name_or_folder: "teacher", "student", a folder, or `user/name`, a repository of the Hugging Face
+            Hub, if there is no such folder. Of a repository, configs and safetensors are downloaded, never
+            code.
 
     Raises:
-        ValueError: If a file is damaged, or not what was shipped.
-        FileNotFoundError: If a file is missing, or the folder is not a saved pipeline.
+        ValueError: If a file is damaged, or not what was shipped, or weights are not in safetensors.
+        FileNotFoundError: If a file is missing, the folder is not a saved pipeline, or there is no such
+            repository, or no connection to it.
     """
-    if name_or_folder not in PRETRAINED:
-        return load_pipeline(name_or_folder)
-    check_sums(FOLDER / name_or_folder)
-    return load_pipeline(FOLDER / name_or_folder)
+    if name_or_folder in PRETRAINED:
+        check_sums(FOLDER / name_or_folder)
+        return load_pipeline(FOLDER / name_or_folder)
+    if isinstance(name_or_folder, str) and is_repository(name_or_folder) and not Path(name_or_folder).exists():
+        return _load(download(name_or_folder), name_or_folder)
+    return load_pipeline(name_or_folder)
 
 
 def check_sums(folder: Path) -> None:
@@ -80,13 +89,18 @@ def load_pipeline(folder: str | os.PathLike[str]) -> DenoisingPipeline:
         FileNotFoundError: If the folder is not a saved pipeline.
         ValueError: If a part of it is missing or damaged.
     """
-    if not (Path(folder) / DenoisingPipeline.config_name).is_file():
-        raise FileNotFoundError(f"{folder} is not a saved pipeline: it has no {DenoisingPipeline.config_name}")
+    return _load(Path(folder), str(folder))
+
+
+def _load(folder: Path, name: str) -> DenoisingPipeline:
+    """Load a saved pipeline from a folder, which errors call by its name."""
+    if not (folder / DenoisingPipeline.config_name).is_file():
+        raise FileNotFoundError(f"{name} is not a saved pipeline: it has no {DenoisingPipeline.config_name}")
     try:
         pipeline = DenoisingPipeline.from_pretrained(folder, use_safetensors=True)
         pipeline.to("cpu")  # which fails if weights are missing
     except LOAD_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder} cannot be loaded as a pipeline: {reason}") from error
+        raise ValueError(f"{name} cannot be loaded as a pipeline: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

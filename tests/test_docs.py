@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import command as benchmark
-from pipelines.commands import distill, evaluate, restore, sample, train
+from pipelines.commands import distill, evaluate, restore, sample
+from pipelines.commands.parsed_run import ParsedRun
 from tests.conftest import DATA_ROOT, ROOT
 
 CARDS = sorted((ROOT / "pipelines" / "weights").glob("*/README.md"))
@@ -29,7 +30,7 @@ PARSERS = {
     "benchmark": benchmark.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff"}
+OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff", "wandb"}
 
 
 def slug(heading):
@@ -98,7 +99,7 @@ def check_command(words):
 
 def check_options(command, arguments):
     if command == "train" and "--print_config" not in arguments:
-        train.parse_run(arguments)
+        ParsedRun(arguments)
     elif command in PARSERS:
         PARSERS[command].parse_args([word for word in arguments if word != "…"])
     else:

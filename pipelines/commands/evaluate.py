@@ -33,12 +33,14 @@ def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_argument("--pipeline", type=str | None, help="folder of a saved pipeline, or teacher, or student")
+    parser.add_argument(
+        "--pipeline", type=str | None, help="folder of a pipeline, teacher, student, or user/name of the Hub"
+    )
     parser.add_argument("--images", type=str | None, help="folder of PNG files, or an .npz file, instead of a pipeline")
     parser.add_argument(
         "--output_dir",
         type=str | None,
-        help="folder of the report (default: beside what is evaluated, or runs/teacher)",
+        help="folder of the report (default: beside what is evaluated, or runs/teacher, runs/user/name)",
     )
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     add_sampling_arguments(parser, EvaluationConfig)
@@ -88,8 +90,8 @@ def main() -> None:
     pipeline = None if options.pipeline is None else find_pipeline(options.pipeline)
     config = sampling_config(EvaluationConfig, options, {} if pipeline is None else default_sampler(pipeline.scheduler))
     judged = Path(options.pipeline or options.images)
-    shipped = options.pipeline in PRETRAINED
-    beside = Path("runs") / judged if shipped else judged.absolute().parent
+    named = options.pipeline in PRETRAINED or not judged.exists()  # not a folder, but a name, also of the Hub
+    beside = Path("runs") / judged if named else judged.absolute().parent
     folder = Path(options.output_dir) if options.output_dir else beside
     check_report_folder(folder)
     start_process()
@@ -120,7 +122,7 @@ def main() -> None:
         print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
         print(f"report: {folder / 'report.md'}")
         print(f"{seconds['sampling']:.0f} s of sampling, {seconds['judging']:.0f} s of judging")
-        if options.pipeline and not options.output_dir and not shipped:
+        if options.pipeline and not options.output_dir and not named:
             with optional("updating the model card"):
                 update_card(judged, report)
 

@@ -1,7 +1,7 @@
 """A training's command line and config file, and what they build for an image set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -39,10 +39,9 @@ class ParsedRun:
         given = self._parser.parse_args(arguments, defaults=False)
         self._given: Mapping[str, Any] = vars(given.model.get("init_args", Namespace()))
         self._given_schedule: Mapping[str, Any] = vars(given.get("scheduler") or Namespace())
-        optional = [field.name for field in fields(RunConfig) if field.default is not MISSING]
-        for name in (field.name for field in fields(RunConfig)):
-            if self._options[name] is None and name not in optional:
-                raise ValueError(f"the config has nothing under '{name}'; leave a section out if it is empty")
+        sections = [field.name for field in fields(RunConfig) if field.default is not None]
+        if empty := [name for name in sections if self._options[name] is None]:
+            raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
         check_seed(self._options.training.seed)
         built = self._parser.instantiate(self._options)
         self.config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})

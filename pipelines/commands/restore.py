@@ -150,7 +150,7 @@ def build_parser() -> Parser:
 
 def common_options(parser: Parser, mode: Mode) -> None:
     """Add the options of all modes."""
-    parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or 'teacher'")
+    parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a pipeline, or user/name of the Hub")
     parser.add_argument("--images", type=str | None, help="PNG file, folder of them or .npz file (default: test split)")
     parser.add_argument("--num_images", type=int | None, help="images of the test split (default: 8)")
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")

@@ -36,7 +36,9 @@ def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a saved pipeline, or student")
+    parser.add_argument(
+        "--pipeline", type=str, default="teacher", help="folder of a pipeline, student, or user/name of the Hub"
+    )
     add_sampling_arguments(parser, SamplingConfig)
     parser.add_argument("--seeds", type=str | None, help="a seed for each image, instead of num_images: 3,17,100-120")
     parser.add_argument("--labels", type=str, default="all", help="classes or mixtures: sneaker,8,coat:2+bag:1")

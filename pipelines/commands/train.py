@@ -45,6 +45,7 @@ def train_and_report(trainer: Trainer, what: str) -> None:
     accelerator, folder = trainer.accelerator, trainer.folder
     if trainer.finished:
         accelerator.print(f"the run in {folder.path} is finished: {folder.pipeline}")
+        trainer.push()
         return
     accelerator.print(
         f"{what}: {accelerator.num_processes} process(es), {accelerator.device}, "

@@ -92,6 +92,17 @@ def write_card(
     grid.save(folder / GRID_FILE)
 
 
+def card_files(folder: Path, repository: str) -> dict[str, bytes]:
+    """Return the files of the card, by name, for a repository of the Hub, from which its code loads."""
+    files = {path.name: path.read_bytes() for path in (folder / CARD_FILE, folder / GRID_FILE) if path.is_file()}
+    if CARD_FILE in files:
+        text = files[CARD_FILE].decode("utf-8", "replace").replace("load_pipeline", "find_pipeline")
+        # diffusers itself downloads no pipeline with components or settings of another package
+        text = text.replace('from_pretrained("pipeline")', f'from_pretrained(snapshot_download("{repository}"))')
+        files[CARD_FILE] = text.replace('("pipeline")', f'("{repository}")').encode()
+    return files
+
+
 def update_card(folder: Path, report: dict[str, Any]) -> None:
     """Replace the card's evaluation by the distances of a report, if the pipeline has such a card."""
     path = folder / CARD_FILE

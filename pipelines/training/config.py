@@ -9,6 +9,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from denoiser.checks import check_between, check_divisible, check_kinds, check_positive, check_seed, plain
 from denoiser.data import DataConfig
 from pipelines import SamplingConfig
+from pipelines.hub import is_repository
 
 _COUNTS = (
     *("max_steps", "batch_size", "gradient_accumulation_steps", "warmup_steps", "log_every", "sample_every"),
@@ -126,6 +127,7 @@ class RunConfig:
         tracking: Weights & Biases settings.
         init_from: Saved pipeline whose weights the training starts from: "teacher", or a folder.
         resume: Checkpoint to resume from, or "latest" for the newest in `output_dir`, if there is any.
+        hub_repo: Repository `user/name` of the Hugging Face Hub to which the pipeline is pushed at the end.
     """
 
     output_dir: str
@@ -135,11 +137,14 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     init_from: str | None = None
     resume: str | None = None
+    hub_repo: str | None = None
 
     def __post_init__(self) -> None:
         check_kinds(self)
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder for the run")
+        if self.hub_repo is not None and not is_repository(self.hub_repo):
+            raise ValueError(f"hub_repo is '{self.hub_repo}'; it must be user/name, as the Hub names a repository")
 
 
 def architecture(model: ModelMixin) -> dict[str, Any]:

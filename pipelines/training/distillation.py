@@ -48,7 +48,7 @@ class DistillationConfig:
     """Distillation settings.
 
     Attributes:
-        teacher: Pretrained pipeline by name, or folder of a saved one.
+        teacher: Pretrained pipeline by name, folder of a saved one, or repository `user/name` of the Hub.
         calls: Network calls in which the student samples, at most. Each of their noise levels is trained
             equally, so fewer calls at some of them work too.
         critic_steps: Critic steps for each student step.

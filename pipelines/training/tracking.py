@@ -94,7 +94,7 @@ def start_wandb(
     """Start or resume a wandb run through Accelerate."""
     wanted = config.mode
     config, lines = settle_tracking(config)
-    tell([*lines, *_told(OF_THE_FOLDER)])
+    tell([*lines, *_told({name: why for name, why in OF_THE_FOLDER.items() if os.environ.get(name) != run_id})])
     mode = ("online" if _can_log_in() else "offline") if config.mode == "auto" else config.mode
     if mode == "disabled":
         return mode
@@ -132,11 +132,12 @@ def close_wandb(accelerator: Accelerator, run_dir: Path) -> str | None:
 
 
 def wandb_id(run_dir: Path, writes: bool) -> str:
-    """Return the id of a run folder's wandb run, which the folder keeps."""
+    """Return the id of a run folder's wandb run, which the folder keeps; in a sweep it is the agent's."""
     path = run_dir / "wandb_id"
     if not path.is_file() and writes:
+        of_sweep = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
         with atomic_path(path) as temporary:
-            temporary.write_text(f"{uuid4().hex[:8]}\n", encoding="utf-8")
+            temporary.write_text(f"{of_sweep or uuid4().hex[:8]}\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 

@@ -16,8 +16,9 @@ from denoiser.environment import recorded, settle_training
 from denoiser.files import atomic_path
 from denoiser.processes import check_splitting, optional, start_process, tell
 from pipelines import DenoisingPipeline, check_sampling, image_grid, make_scheduler, sample_images, save_image
+from pipelines.hub import push
 from pipelines.training.budget import Budget
-from pipelines.training.card import write_card
+from pipelines.training.card import card_files, write_card
 from pipelines.training.checkpoint import (
     Progress,
     RunFolder,
@@ -117,7 +118,7 @@ class Trainer:
         return self.budget.progress(self.step, self.accelerator) >= 1 and self.folder.pipeline.exists()
 
     def train(self) -> str | None:
-        """Train to the end and save the pipeline.
+        """Train to the end, save the pipeline, and push it to the Hub if the run names a repository.
 
         SIGINT, SIGTERM and SIGUSR1 end the run after the current step, with a checkpoint.
 
@@ -130,7 +131,19 @@ class Trainer:
             SystemExit: If a signal ended the run, with status 143 for SIGTERM and 0 for the others.
         """
         with self.folder.held() if self.accelerator.is_main_process else nullcontext():
-            return self._train()
+            sync_command = self._train()
+        self.push()
+        return sync_command
+
+    def push(self) -> None:
+        """Push the pipeline with its card to `hub_repo`, if there is one; warn if it fails."""
+        if self.config.hub_repo is None:
+            return
+        pipeline = self.pipeline()  # of all processes
+        if self.accelerator.is_main_process:
+            with optional(f"pushing to {self.config.hub_repo}, which --resume latest tries again,"):
+                files = card_files(self.folder.pipeline, self.config.hub_repo)
+                self.accelerator.print(f"pushed to {push(pipeline, self.config.hub_repo, files)}")
 
     def pipeline(self) -> DenoisingPipeline:
         """Return the pipeline of the averaged weights."""

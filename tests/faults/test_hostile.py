@@ -23,7 +23,7 @@ from denoiser.unet import UNet
 from pipelines import SCHEDULERS, DenoisingPipeline, find_pipeline, load_pipeline, make_scheduler
 from pipelines.commands.inputs import parse_seeds
 from pipelines.commands.parser import command
-from pipelines.commands.train import parse_run
+from pipelines.commands.parsed_run import ParsedRun
 from pipelines.training.checkpoint import RunFolder, check_whole, list_checkpoints
 from pipelines.training.config import TrackingConfig
 from pipelines.training.tracking import Tracker
@@ -124,7 +124,7 @@ def test_any_config_is_read_or_refused_in_one_line(tmp_path, capsys, content):
     sys.argv = ["train.py"]
     capsys.readouterr()
     try:
-        command(lambda: parse_run(["--config", str(tmp_path / "config.yaml")]))()
+        command(lambda: ParsedRun(["--config", str(tmp_path / "config.yaml")]))()
     except SystemExit as ended:
         assert ended.code == 2
         lines = capsys.readouterr().err.splitlines()

@@ -13,6 +13,7 @@ from torchvision.datasets import FashionMNIST
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from pipelines import DenoisingPipeline, make_scheduler, save_images
 from pipelines.commands import distill, evaluate, parser, restore, sample, train
+from pipelines.commands.parsed_run import ParsedRun
 from pipelines.evaluation.judge import CARD, WEIGHTS, load_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
@@ -101,6 +102,9 @@ def train_error(error_of):
         ("--training.weight_decay .nan", "weight_decay is nan"),
         ("--training.max_minutes .inf", "max_minutes is inf"),
         ("--output_dir=", "output_dir is empty"),
+        ("--hub_repo first", "hub_repo is 'first'; it must be user/name, as the Hub names a repository"),
+        ("--hub_repo=", "hub_repo is ''; it must be user/name"),
+        ("--hub_repo https://huggingface.co/user/first", "it must be user/name, as the Hub names a repository"),
         ("--model 5", "model: '5' is not the import path of a class, such as denoiser.UNet"),
         (
             "--output_dir /proc/run",
@@ -140,10 +144,10 @@ def test_the_config_of_an_earlier_run_has_removed_options_at_their_defaults(tmp_
     config["model"]["init_args"] |= {"middle_blocks": 0, "second_kernel_size": 3}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     ours, theirs = (
-        train.parse_run(["--config", str(path)]) for path in (tmp_path / "config.yaml", ROOT / "configs" / "smoke.yaml")
+        ParsedRun(["--config", str(path)]) for path in (tmp_path / "config.yaml", ROOT / "configs" / "smoke.yaml")
     )
-    assert ours[0] == theirs[0]
-    assert ours[1].config == theirs[1].config
+    assert ours.config == theirs.config
+    assert ours.build((1, 16, 16), 10)[0].config == theirs.build((1, 16, 16), 10)[0].config
 
 
 def test_a_network_of_your_own_may_have_an_argument_of_a_removed_option_s_name():
