@@ -125,7 +125,7 @@ class RunConfig:
         data: Settings of the image set.
         sampling: Sampling settings of the sample grids.
         tracking: Weights & Biases settings.
-        init_from: Saved pipeline whose weights the training starts from: "teacher", or a folder.
+        init_from: Pipeline whose weights the training starts from: "teacher", a folder, or user/name of the Hub.
         resume: Checkpoint to resume from, or "latest" for the newest in `output_dir`, if there is any.
         hub_repo: Repository `user/name` of the Hugging Face Hub to which the pipeline is pushed at the end.
     """

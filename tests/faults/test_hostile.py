@@ -22,8 +22,8 @@ from denoiser.files import MANIFEST
 from denoiser.unet import UNet
 from pipelines import SCHEDULERS, DenoisingPipeline, find_pipeline, load_pipeline, make_scheduler
 from pipelines.commands.inputs import parse_seeds
-from pipelines.commands.parser import command
 from pipelines.commands.parsed_run import ParsedRun
+from pipelines.commands.parser import command
 from pipelines.training.checkpoint import RunFolder, check_whole, list_checkpoints
 from pipelines.training.config import TrackingConfig
 from pipelines.training.tracking import Tracker
