@@ -14,7 +14,7 @@ from tests.conftest import DATA_ROOT
 
 pytestmark = pytest.mark.gpu
 
-COUNT = 64
+COUNT = 128
 
 
 def grey_levels(device, change=lambda network: None, **options):
@@ -30,9 +30,10 @@ def typical_difference(ours, theirs):
 
 
 def test_a_seed_makes_the_image_of_a_cpu(device, record_property):
-    """The first step multiplies rounding by thousands: a relative 1e-5 in each convolution changes 0.7 % of the pixels.
+    """The first step multiplies rounding by thousands.
 
-    One image in 64 then differs by more than one level, by three at most. With TF32 a sixth of the pixels change.
+    Random errors of a relative 1e-5 in each convolution, which is more than float32 makes, change 0.7 % of the
+    pixels, by a few levels at most. Products rounded to TF32 change a sixth of them, by up to 123 levels.
     """
     expected = grey_levels("cpu")
     difference = (grey_levels(device) - expected).abs()
@@ -42,7 +43,7 @@ def test_a_seed_makes_the_image_of_a_cpu(device, record_property):
     rough = (grey_levels(device) - expected).abs()
     record_property("TF32", f"{(rough > 0).float().mean():.2%} of the pixels differ, by {rough.max()} levels at most")
     assert changed < 0.01
-    assert difference.max() <= 4
+    assert difference.max() <= 8
 
 
 def test_an_image_is_the_same_to_the_bit_in_any_batch(device):
@@ -53,10 +54,13 @@ def test_an_image_is_the_same_to_the_bit_in_any_batch(device):
 
 
 def test_a_compiled_network_makes_nearly_the_same_images(device, record_property):
-    """It computes in bf16, and is as near to float32 as the network is in bf16 that is not compiled."""
+    """It computes in bf16, and is as near to float32 as the network is in bf16 that is not compiled.
+
+    A step calls it twice, and the second call may not overwrite what the first returned.
+    """
     exact = grey_levels(device)
     plain = grey_levels(device, lambda network: nn.Module.to(network, torch.bfloat16))
-    compiled = grey_levels(device, lambda network: compile_for_sampling(network, device), batch_size=COUNT // 2)
+    compiled = grey_levels(device, lambda network: compile_for_sampling(network, device), batch_size=COUNT)
     differences = typical_difference(plain, exact), typical_difference(compiled, exact)
     record_property("levels from float32, plain and compiled", differences)
     assert 0 < differences[1] < 1.5 * differences[0]
