@@ -3,6 +3,7 @@
 # make lint     style, types, import direction, spelling
 # make slow     the tests that take minutes: whole evaluations, several processes, the launchers
 # make soak     kill runs, fail writes, feed nonsense and compile for an hour; update the tables in docs/
+# make gpu      the tests that need a GPU, and the speeds on it; six minutes
 # make smoke    hashes of samples and of a short training, which a refactor leaves equal
 # make package  build the wheel, and try it in an empty environment
 # make pictures make the pictures of docs/sampling.md again
@@ -13,7 +14,7 @@ BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint slow soak smoke package pictures ship data clean
+.PHONY: train test lint slow soak gpu smoke package pictures ship data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -26,6 +27,9 @@ test: .venv/installed data
 
 slow: .venv/installed data
 	$(TESTS) -m slow tests/scripts tests
+
+gpu: .venv/installed data
+	PYTHON=$(BIN)/python tests/gpu/run.sh
 
 lint: .venv/installed
 	PATH=$$PWD/$(BIN):$$PATH $(BIN)/pre-commit run --all-files

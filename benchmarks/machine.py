@@ -9,26 +9,36 @@ from diffusers import ModelMixin
 from torch.utils.flop_counter import FlopCounterMode
 
 from denoiser.checks import pair
-from denoiser.device import multiplies_bf16_natively, num_cores
+from denoiser.device import multiplies_bf16_natively, must_use_cpu, num_cores
 
 SIDE, PRODUCTS = 1024, 10
+TILES = 8  # in a row and in a column of a matrix that fills a GPU
 FORWARDS_IN_A_STEP = 3  # the backward pass has two products for each of the forward pass
 
 
 def matmul_speed() -> float:
-    """Return the FLOP/s of a matrix product on the CPU, the fastest of a few.
+    """Return the FLOP/s of a matrix product on the CPU or GPU, the fastest of a few.
 
-    In bfloat16, or in float32 where the CPU has no bfloat16 instructions.
+    In bfloat16, or in float32 where there are no bfloat16 instructions.
     """
-    dtype = torch.bfloat16 if multiplies_bf16_natively(torch.device("cpu")) else torch.float32
+    device = torch.device("cuda" if _on_gpu() else "cpu")
+    dtype = torch.bfloat16 if multiplies_bf16_natively(device) else torch.float32
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(SIDE, SIDE, generator=generator).to(dtype)
+    matrix = torch.randn(SIDE, SIDE, generator=generator).to(device, dtype)
+    if _on_gpu():
+        matrix = matrix.tile(TILES, TILES)
     seconds = []
     for _ in range(PRODUCTS):
         started = time.perf_counter()
         matrix @ matrix
+        if _on_gpu():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    return 2 * SIDE**3 / min(seconds)
+    return 2 * len(matrix) ** 3 / min(seconds)
+
+
+def _on_gpu() -> bool:
+    return torch.cuda.is_available() and not must_use_cpu()
 
 
 @torch.no_grad()
@@ -43,8 +53,9 @@ def operations_per_image(model: ModelMixin) -> int:
 
 
 def processor() -> str:
-    """Return the processor's name and its number of usable cores."""
+    """Return the names of GPU and processor, and the number of usable cores."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{name or platform.processor() or platform.machine()}, {num_cores()} cores"
+    gpu = f"{torch.cuda.get_device_name()}, " if _on_gpu() else ""
+    return f"{gpu}{name or platform.processor() or platform.machine()}, {num_cores()} cores"

@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType, gather_object, is_torch_version
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from denoiser.device import must_use_cpu, prepare_cpu
+from denoiser.device import must_use_cpu, prepare_cpu, prepare_gpu
 from denoiser.environment import ignore_splitting, processes_launched, settle_processes
 
 logger = logging.getLogger(__name__)
@@ -81,13 +81,14 @@ def check_splitting(accelerator: Accelerator, channels_last: bool) -> None:
 
 
 def start_process() -> PartialState:
-    """Check the environment, initialise the processes and prepare the CPU.
+    """Check the environment, initialise the processes and prepare CPU and GPU.
 
     Each command calls this, or `start_accelerator`, before it computes.
     """
     lines = settle_processes()
     state = PartialState(cpu=must_use_cpu())
     prepare_cpu(state)
+    prepare_gpu()
     if (asked := processes_launched()) > state.num_processes:
         raise ValueError(
             f"{asked} processes were launched, and they do not work together, as Accelerate has it on this device; use "

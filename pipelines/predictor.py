@@ -103,8 +103,9 @@ class Predictor:
         parts = []
         for start in range(0, len(noisy), size):
             rows = torch.arange(start, start + size, device=noisy.device).clamp(max=len(noisy) - 1)
-            parts.append(self._call(noisy[rows], timesteps[rows], None if self.classes is None else self.classes[rows]))
-        return torch.cat(parts)[: len(noisy)].float()
+            part = self._call(noisy[rows], timesteps[rows], None if self.classes is None else self.classes[rows])
+            parts.append(part.to(torch.float32, copy=True))  # the next call may overwrite it (`compile_for_sampling`)
+        return torch.cat(parts)[: len(noisy)]
 
     def _call(self, noisy: Tensor, timesteps: Tensor, classes: Classes | None) -> Tensor:
         """Call the network once, each image once for each class of its mixture and once for guidance."""

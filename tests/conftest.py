@@ -23,6 +23,13 @@ def pytest_configure():
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+def pytest_collection_modifyitems(items):
+    """Skip the tests of a GPU where there is none."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
 def another_process():
     """Forget Accelerate's state, as a new process would."""
     AcceleratorState._reset_state(reset_partial_state=True)
