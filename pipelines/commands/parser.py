@@ -235,7 +235,10 @@ def _run(main: Callable[[], None]) -> None:
     except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), "")
         if isinstance(error, torch.distributed.DistError) or "gloo" in reason:
-            what = f"another process of the run has ended ({reason}); its own lines say why; --resume latest goes on"
+            what = (
+                f"another process of the run has ended ({reason}); its own lines say why; start all of them again, a "
+                "training with --resume latest"
+            )
         elif "can't allocate memory" in reason:
             what = OUT_OF_MEMORY
         elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
