@@ -1,6 +1,7 @@
-"""Several processes: sampling, torchrun's restarts, and two nodes."""
+"""Several processes: sampling, torchrun's restarts, two nodes, and Slurm's job."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,12 +13,11 @@ import pytest
 
 from pipelines.commands import sample
 from pipelines.training.checkpoint import list_checkpoints
-from tests.conftest import ROOT
+from tests.conftest import DATA_ROOT, ROOT
 from tests.faults.runs import outcome
 from tests.faults.test_processes import children
 from tests.scripts.conftest import SMOKE, clean_environment, command
 
-pytestmark = pytest.mark.slow
 ACCELERATE = ["-m", "accelerate.commands.launch", "--config_file"]
 TWO = [*ACCELERATE, "configs/accelerate/two_cpu_processes.yaml"]
 STEPS = 40
@@ -64,6 +64,7 @@ def undisturbed(tmp_path_factory):
     return outcome(run_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -90,6 +91,41 @@ def test_two_processes_sample_what_one_does(options, smoke_run, call, tmp_path):
     assert written["one"] == written["two"]
 
 
+SHARE_OUT = """
+from denoiser.processes import share_out, start_process
+
+def fail_in_the_second(part):
+    if state.process_index == 1:
+        raise FloatingPointError("not finite")
+
+state = start_process()
+assert share_out(range(5), list) == [[0, 1, 2], [3, 4]]
+assert share_out([7], list) == [[7]]
+try:
+    share_out(range(5), fail_in_the_second)
+except Exception as error:
+    print(f"{state.process_index} {type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_work_shared_out_fails_in_all_processes_if_it_fails_in_one(tmp_path):
+    (tmp_path / "share_out.py").write_text(SHARE_OUT, encoding="utf-8")
+    ended = command(*TWO, str(tmp_path / "share_out.py"), PYTHONPATH=str(ROOT))
+    assert ended.returncode == 0, ended.stderr
+    told = ["0 ValueError: FloatingPointError: not finite", "1 FloatingPointError: not finite"]
+    assert sorted(ended.stdout.splitlines()) == told
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_restores(tmp_path):
+    given = ["denoise", "--noise", "0.5", "--num_images", "2", "--data_root", str(DATA_ROOT)]
+    ended = command(*TWO, "scripts/restore.py", *given, "--output", str(tmp_path / "restored.png"))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("picture: ") == ended.stdout.count("| restored") == 1
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_process_and_nothing_is_lost(undisturbed, tmp_path):
     run_dir, log = tmp_path / "run", tmp_path / "log"
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1"]
@@ -107,6 +143,7 @@ def test_torchrun_restarts_a_killed_process_and_nothing_is_lost(undisturbed, tmp
     assert outcome(run_dir) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_node_ends_the_other_and_both_go_on(killed, undisturbed, tmp_path):
     run_dir, logs = tmp_path / "run", [tmp_path / "0", tmp_path / "1"]
@@ -137,3 +174,81 @@ def test_a_killed_node_ends_the_other_and_both_go_on(killed, undisturbed, tmp_pa
     finally:
         end(*launchers)
     assert outcome(run_dir) == undisturbed
+
+
+SRUN = """#!/bin/bash
+echo "srun $*" >>"$CALLS"
+while [[ $1 == --* ]]; do shift; done
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
+SLURM_PROCID=1 SLURM_LOCALID=0 "$@" & second=$!
+wait $first && wait $second
+"""
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >>"$CALLS"
+if [ "$1" = show ]; then printf '%s\\n' localhost node-b; fi
+"""
+PYTHON = """#!/bin/bash
+echo "$MASTER_ADDR:$MASTER_PORT $RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE: $*" >>"$CALLS.$RANK"
+[ "$ENDS" = whole ] && mkdir -p "$RUN/pipeline"
+[ "$ENDS" != failed ]
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Start Slurm's job on two nodes of a process each, with commands that stand for Slurm's; and what they note."""
+    bin_, calls = tmp_path / "bin", tmp_path / "calls"
+    bin_.mkdir()
+    calls.touch()
+
+    def put(name, text):
+        (bin_ / name).write_text(text, encoding="utf-8")
+        (bin_ / name).chmod(0o755)
+
+    put("srun", SRUN)
+    put("scontrol", SCONTROL)
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NTASKS": "2", "NTASKS_PER_NODE": "1", "CPUS_PER_TASK": "1"}
+    path = os.pathsep.join([str(bin_), str(Path(sys.executable).parent), os.environ["PATH"]])
+    told = {"PATH": path, "CALLS": str(calls), "PYTHONPATH": str(ROOT)}
+    told |= {f"SLURM_{name}": value for name, value in slurm.items()}
+
+    def start_job(*arguments, **environment):
+        script = ["bash", "configs/slurm/train.sbatch", *arguments]
+        return subprocess.Popen(script, cwd=ROOT, env={**clean_environment(), **told, **environment})
+
+    return start_job, calls, put
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(("ends", "status", "requeued"), [("stopped", 0, 1), ("whole", 0, 0), ("failed", 1, 0)])
+def test_a_job_queues_again_if_its_run_was_stopped_and_only_then(ends, status, requeued, job, tmp_path):
+    start_job, calls, put = job
+    put("python", PYTHON)
+    run_dir = tmp_path / "a run"
+    assert start_job(str(run_dir), "--config", "a b", ENDS=ends, RUN=str(run_dir)).wait(30) == status
+    assert calls.read_text(encoding="utf-8").count("scontrol requeue 7\n") == requeued
+    for rank in (0, 1):
+        told = calls.with_name(f"calls.{rank}").read_text(encoding="utf-8")
+        options = f"--config a b --output_dir {run_dir} --resume latest"
+        assert told == f"localhost:20007 {rank} of 2, 0 of 1: scripts/train.py {options}\n"
+
+
+@pytest.mark.slow
+def test_a_job_that_is_signalled_goes_on_when_it_starts_again(undisturbed, job, tmp_path):
+    start_job, calls, _ = job
+    run_dir = tmp_path / "run"
+    arguments = [str(run_dir), *TRAIN[1:-2]]  # the script names itself, and resumes
+    script = start_job(*arguments)
+    wait_for_checkpoint(run_dir, script)
+    (srun,) = children(script.pid)
+    for pid in children(srun):  # as Slurm does with --signal=USR1
+        os.kill(pid, signal.SIGUSR1)
+    assert script.wait(60) == 0
+    assert not (run_dir / "pipeline").exists()
+    assert calls.read_text(encoding="utf-8").endswith("scontrol requeue 7\n")
+    assert start_job(*arguments).wait(120) == 0
+    assert calls.read_text(encoding="utf-8").count("requeue") == 1
+    found = outcome(run_dir)
+    assert found.keys() == undisturbed.keys()
+    for name in found.keys() - {"metrics.jsonl"}:  # which has a line more, of the step that was the last
+        assert found[name] == undisturbed[name]
