@@ -1,13 +1,15 @@
 """Processes of a run: start, shared work, FSDP, optional side effects."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, gather_object, is_torch_version
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from denoiser.device import must_use_cpu, prepare_cpu, prepare_gpu
@@ -21,20 +23,25 @@ Result = TypeVar("Result")
 def share_out(items: Sequence[int], compute: Callable[[Sequence[int]], Result]) -> list[Result]:
     """Compute contiguous parts of the items, one a process, and return all results, in order, on all.
 
-    Every process has to call this with the same items. If one process fails, all do.
+    Every process has to call this with the same items. A process without items gives no result. If one
+    process fails, all do.
     """
-    state, result, failure = PartialState(), None, None
+    state = PartialState()
     if state.num_processes == 1:
         return [compute(items)]
+    results: list[Result] = []
+    own: Exception | None = None
     with state.split_between_processes(list(items)) as part:
         try:
-            result = compute(part)
+            results = [compute(part)] if part else []
         except Exception as error:  # the others wait for this process
-            failure = f"{type(error).__name__}: {error}"
-    gathered = gather_object([(result, failure)])
+            own = error
+    gathered = gather_object([(results, own and f"{type(own).__name__}: {own}")])
+    if own:
+        raise own
     if failures := [failure for _, failure in gathered if failure]:
         raise ValueError(failures[0])
-    return [result for result, _ in gathered]
+    return [result for results, _ in gathered for result in results]
 
 
 @contextmanager
@@ -86,7 +93,7 @@ def start_process() -> PartialState:
     Each command calls this, or `start_accelerator`, before it computes.
     """
     lines = settle_processes()
-    state = PartialState(cpu=must_use_cpu())
+    state = PartialState(cpu=must_use_cpu(), **_own_store())
     prepare_cpu(state)
     prepare_gpu()
     if (asked := processes_launched()) > state.num_processes:
@@ -98,6 +105,19 @@ def start_process() -> PartialState:
         lines += ignore_splitting()
     tell(lines)
     return state
+
+
+def _own_store() -> dict[str, Any]:
+    """Return the key-value store of a restarted process, as arguments of `init_process_group`.
+
+    `torchrun --max-restarts` shares one store among all starts. It still has the addresses of the
+    processes that died, and PyTorch may wait for them (pytorch/pytorch#135712).
+    """
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if processes_launched() == 1 or start == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store, rank, size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"start {start}", store), "rank": rank, "world_size": size}
 
 
 def tell(lines: Sequence[str]) -> None:

@@ -233,16 +233,30 @@ def _run(main: Callable[[], None]) -> None:
     except (MemoryError, torch.OutOfMemoryError):
         fail(OUT_OF_MEMORY)
     except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        if isinstance(error, torch.distributed.DistError) or "gloo" in reason:
-            what = f"another process of the run has ended ({reason}); its own lines say why; --resume latest goes on"
-        elif "can't allocate memory" in reason:
-            what = OUT_OF_MEMORY
-        elif type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
-            what = f"the network cannot be compiled ({reason}); leave compile off"
-        else:
+        what = _what_to_do(error)
+        if what is None:
             raise
         logging.getLogger(__name__).debug("where it happened", exc_info=True)
         fail(what)
     except KeyboardInterrupt:
         fail("interrupted")
+
+
+def _what_to_do(error: RuntimeError) -> str | None:
+    """Describe an error of processes, memory or compiler, with what to do; None for another."""
+    reason = next(iter(str(error).splitlines()), "")
+    if "connectFullMesh" in reason:  # of gloo, at the start
+        return (
+            f"the processes cannot reach each other ({reason}); if a machine's name stands for 127.0.0.1, export "
+            "GLOO_SOCKET_IFNAME, its network interface, such as eth0"
+        )
+    if isinstance(error, torch.distributed.DistError) or "gloo" in reason:
+        return (
+            f"another process of the run has ended ({reason}); its own lines say why; start all of them again, a "
+            "training with --resume latest"
+        )
+    if "can't allocate memory" in reason:
+        return OUT_OF_MEMORY
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"the network cannot be compiled ({reason}); leave compile off"
+    return None

@@ -219,6 +219,8 @@ def main() -> None:
     if options.labels == "all":
         raise ValueError("labels is 'all'; name the classes of the images, or leave them out")
     state = start_process()
+    if not state.is_main_process:
+        return  # a restoration is not shared out
     pipeline = find_pipeline(options.pipeline).to(state.device)
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")

@@ -1,16 +1,21 @@
-"""Sample images from a trained pipeline: python scripts/sample.py --pipeline runs/fashion_mnist/pipeline."""
+"""Sample images from a trained pipeline: python scripts/sample.py --pipeline runs/fashion_mnist/pipeline.
+
+Under accelerate launch the processes share the images out, and make the same ones.
+"""
 
 import sys
 from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from denoiser.checks import check_positive
 from denoiser.device import compile_for_sampling, in_best_layout
-from denoiser.processes import start_process
+from denoiser.processes import share_out, start_process
 from pipelines import (
     SamplingConfig,
     check_sampling,
@@ -81,9 +86,50 @@ class Film:
         for name, by_step in self.batches.items():
             by_step[step].append(tensors[name].cpu())
 
-    def stages(self, name: str) -> list[Tensor]:
-        """Return the "sample" or "clean" images of each step."""
-        return [torch.cat(batches) for batches in self.batches[name].values()]
+    def stages(self) -> dict[str, Tensor]:
+        """Return the "sample" and the "clean" images, `(images, steps, channels, height, width)`."""
+        return {
+            name: torch.stack([torch.cat(batches) for batches in by_step.values()], dim=1)
+            for name, by_step in self.batches.items()
+        }
+
+
+def sample_with_all(sample: Callable[..., Tensor], num_images: int, film: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Share the images out among the processes, and return all of them, and their stages for a film.
+
+    `sample` takes the indices of images and a callback for each step.
+    """
+
+    def compute(indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        recorder = Film() if film else None
+        images = sample(indices=indices, callback_on_step_end=recorder)
+        return images, recorder.stages() if recorder else {}
+
+    images, stages = zip(*share_out(range(num_images), compute), strict=True)
+    return torch.cat(images), {name: torch.cat([part[name] for part in stages]) for name in stages[0]}
+
+
+def save(
+    images: Tensor, stages: dict[str, Tensor], names: Sequence[str] | None, noise_schedule: SchedulerMixin, options: Any
+) -> dict[str, str]:
+    """Save the pictures; returns the path of each."""
+    grid = image_grid(images, options.columns) if names is None else named_grid(images, names, options.columns)
+    save_image(grid, options.output)
+    written = {"grid": options.output}
+    if options.images_dir:
+        save_images(images, options.images_dir)
+        written["images"] = options.images_dir
+    if options.gif:
+        frames = [image_grid(in_unit_range(step), options.columns) for step in stages["sample"].unbind(dim=1)]
+        save_gif(frames, options.gif)
+        written["film"] = options.gif
+    if options.predictions:
+        save_image(stages_picture(stages["clean"].unbind(dim=1)), options.predictions)
+        written["predictions"] = options.predictions
+    if options.noising:
+        save_image(stages_picture(noising_stages(images, noise_schedule)), options.noising)
+        written["noising"] = options.noising
+    return written
 
 
 @command
@@ -96,6 +142,7 @@ def main() -> None:
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     state = start_process()
     pipeline = find_pipeline(options.pipeline).to(state.device)
+    pipeline.set_progress_bar_config(disable=not state.is_main_process)
     noise_schedule = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, default_sampler(noise_schedule))
     pipeline.scheduler = make_scheduler(config.scheduler, noise_schedule.config)
@@ -106,36 +153,20 @@ def main() -> None:
     if options.compile:
         compile_for_sampling(pipeline.unet, pipeline.device)
 
-    film = Film() if options.gif or options.predictions else None
-    arguments = {**config.arguments(), "class_labels": labels, "callback_on_step_end": film}
+    arguments = {**config.arguments(), "class_labels": labels}
     if options.interpolate:
         del arguments["seed"]  # the ends have their own
-        images = interpolated(pipeline, seeds or [], **arguments)
+        sample = partial(interpolated, pipeline, seeds or [], **arguments)
     else:
-        given = {} if seeds is None else {"seed": seeds, "num_images": len(seeds)}
-        images = sample_images(pipeline, **{**arguments, **given})
+        arguments |= {} if seeds is None else {"seed": seeds, "num_images": len(seeds)}
+        sample = partial(sample_images, pipeline, **arguments)
+    images, stages = sample_with_all(sample, arguments["num_images"], bool(options.gif or options.predictions))
 
-    written = {"grid": options.output}
-    classes = image_labels(pipeline, labels, len(images)) if options.names else None
-    if classes is None:
-        save_image(image_grid(images, options.columns), options.output)
-    else:
-        reader = pipeline.classes
-        save_image(named_grid(images, [reader.name(label) for label in classes], options.columns), options.output)
-    if options.images_dir:
-        save_images(images, options.images_dir)
-        written["images"] = options.images_dir
-    if film and options.gif:
-        save_gif([image_grid(in_unit_range(step), options.columns) for step in film.stages("sample")], options.gif)
-        written["film"] = options.gif
-    if film and options.predictions:
-        save_image(stages_picture(film.stages("clean")), options.predictions)
-        written["predictions"] = options.predictions
-    if options.noising:
-        save_image(stages_picture(noising_stages(images, noise_schedule)), options.noising)
-        written["noising"] = options.noising
-    for what, path in written.items():
-        print(f"{what}: {path}")
+    if state.is_main_process:
+        classes = image_labels(pipeline, labels, len(images)) if options.names else None
+        names = None if classes is None else [pipeline.classes.name(label) for label in classes]
+        for what, path in save(images, stages, names, noise_schedule, options).items():
+            print(f"{what}: {path}")
 
 
 if __name__ == "__main__":

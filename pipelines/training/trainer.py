@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, tqdm
+from accelerate.utils import DynamoBackend, gather_object, tqdm
 
 from denoiser.data import ImageSet
 from denoiser.device import choose_mixed_precision, compilation, must_use_cpu
@@ -100,7 +100,7 @@ class Trainer:
         self.evaluation: dict[str, float] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, self._identity(), accelerator.is_main_process)
-        accelerator.wait_for_everyone()  # or a slower process would find the run that a faster one has begun
+        self._check_same_checkpoint()
         progress = Progress()
         if self.last_checkpoint is not None:
             progress = load_checkpoint(accelerator, self.last_checkpoint, learner.ema, learner.optimizers)
@@ -245,6 +245,18 @@ class Trainer:
                 tracker.log_image("samples", grid, self.step)
                 save_image(grid, path)
         self.accelerator.wait_for_everyone()
+
+    def _check_same_checkpoint(self) -> None:
+        """Raise `ValueError` if the processes have found different checkpoints; waits for all.
+
+        Without waiting, a slower process would find the run that a faster one has begun.
+        """
+        found = [str(path) for path in gather_object([self.last_checkpoint])]
+        if others := [path for path in found if path != found[0]]:
+            raise ValueError(
+                f"the first process resumes from {found[0]}, another one from {others[0]}; give an output_dir on a "
+                "disk that all nodes share"
+            )
 
     def _save_checkpoint(self) -> None:
         """Save a checkpoint, or warn and go on."""
