@@ -5,6 +5,7 @@ Without --config, the network and the training are those of configs/fashion_mnis
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,23 @@ def load_images(
 def train_and_report(trainer: Trainer, what: str) -> None:
     """Train to the end; print what is trained, what was written and the next command."""
     accelerator, folder = trainer.accelerator, trainer.folder
+    # Accelerate's own prints once a machine
+    say: Callable[[str], object] = print if accelerator.is_main_process else lambda line: None
     if trainer.finished:
-        accelerator.print(f"the run in {folder.path} is finished: {folder.pipeline}")
+        say(f"the run in {folder.path} is finished: {folder.pipeline}")
         trainer.push()
         return
-    accelerator.print(
+    say(
         f"{what}: {accelerator.num_processes} process(es), {accelerator.device}, "
         f"precision {accelerator.mixed_precision}, from step {trainer.step}"
     )
     sync_command = trainer.train()
-    accelerator.print(f"\nrun folder:   {folder.path}\npipeline:     {folder.pipeline}")
+    say(f"\nrun folder:   {folder.path}\npipeline:     {folder.pipeline}")
     if folder.grid(trainer.step).exists():  # a warning has told why not
-        accelerator.print(f"sample grid:  {folder.grid(trainer.step)}")
+        say(f"sample grid:  {folder.grid(trainer.step)}")
     if sync_command:
-        accelerator.print(f"logged offline; to upload: {sync_command}")
-    accelerator.print(f"next: {shlex.join([*_sample_command(), '--pipeline', str(folder.pipeline.resolve())])}")
+        say(f"logged offline; to upload: {sync_command}")
+    say(f"next: {shlex.join([*_sample_command(), '--pipeline', str(folder.pipeline.resolve())])}")
 
 
 def _sample_command() -> list[str]:
