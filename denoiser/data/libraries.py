@@ -115,7 +115,10 @@ def hub_source(name: str, labels: bool) -> Source:
     """Return a data set of the Hugging Face Hub, from its cache or the network."""
     library = _datasets()
     try:
-        with readable(f"{name} is neither a path here nor a data set that the Hugging Face Hub gives"):
+        with (
+            readable(f"{name} is neither a path here nor a data set that the Hugging Face Hub gives"),
+            _offline_if(name),
+        ):
             splits = library.load_dataset(name)
     except ValueError as error:
         raise FileNotFoundError(f"{error}; connect to the network, or give a folder") from error
@@ -123,6 +126,26 @@ def hub_source(name: str, labels: bool) -> Source:
     other = [split for split in ("test", "validation") if split in splits and split != first][:1]
     tables = [splits[split] for split in (first, *other)]
     return _table_source(tables, name, stamp_of([table._fingerprint for table in tables]), labels)
+
+
+@contextmanager
+def _offline_if(name: str) -> Iterator[None]:
+    """Let the libraries look into their cache alone if the Hub does not answer, or they try for half a minute."""
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=SECONDS)
+    except HfHubHTTPError:  # an answer, which is for the library to tell
+        pass
+    except Exception:  # of several kinds of clients
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _table_source(tables: Sequence[Any], name: str, stamp: str, with_labels: bool) -> Source:
