@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import command as benchmark
-from pipelines.commands import distill, evaluate, restore, sample, train
+from pipelines.commands import distill, evaluate, prepare, restore, sample, train
 from tests.conftest import DATA_ROOT, ROOT
 
 CARDS = sorted((ROOT / "pipelines" / "weights").glob("*/README.md"))
@@ -26,6 +26,8 @@ PARSERS = {
     "restore": restore.build_parser(),
     "evaluate": evaluate.build_parser(),
     "distill": distill.build_parser(),
+    "prepare": prepare.build_parser(),
+    "prepare_data": prepare.build_parser(),
     "benchmark": benchmark.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

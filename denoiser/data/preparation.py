@@ -153,6 +153,7 @@ class Preparation:
         }
         waiting = {path: rows for path, rows in rows_of.items() if not path.is_file()}
         done = count - sum(map(len, waiting.values()))
+        self.on_progress(done, count)
         with _workers(self) as pool:
             futures = [pool.submit(_decode_part, rows, path) for path, rows in waiting.items()]
             try:
@@ -333,7 +334,7 @@ def check_read(unread: Sequence[Sequence[str]], config: DataConfig) -> None:
     named = "; ".join(f"{name} {reason}" for name, reason in unread[:NAMED])
     more = f"; and {len(unread) - NAMED:,} more" if len(unread) > NAMED else ""
     raise ValueError(
-        f"{len(unread):,} images of {config.source} cannot be used: {named}{more}. Mend them, or give "
+        f"{len(unread):,} image{'s' * (len(unread) > 1)} of {config.source} cannot be used: {named}{more}. Mend them, or give "
         "--data.unreadable skip"
     )
 
