@@ -68,7 +68,8 @@ def _pixels(image: Image.Image, background: Background) -> np.ndarray:
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(below, image.convert("RGBA"))
-    return np.array(image.convert("L" if grey else "RGB"))
+    mode = "L" if grey else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _from_16_bits(image: Image.Image, background: Background) -> np.ndarray:

@@ -247,26 +247,24 @@ class Preparation:
         self, path: Path, paths: Sequence[Path], held_out: Sequence[np.ndarray], labels: np.ndarray | None
     ) -> list[str]:
         """Write the training images, then the held-out ones; returns the hash of each side that has some."""
-        count = sum(map(len, held_out))
-        digests, start = [], 0
+        counts = [int(sum((chosen == side).sum() for chosen in held_out)) for side in (False, True)]
+        digests = [hashlib.sha256(), hashlib.sha256()]
         with path.open("wb") as file:
-            shape = (count, self.channels, *self.size)
+            shape = (sum(counts), self.channels, *self.size)
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for side in (False, True):
-                digest, end = hashlib.sha256(), start + int(sum((chosen == side).sum() for chosen in held_out))
-                for part, chosen in zip(paths, held_out, strict=True):
-                    if not (chosen == side).any():
-                        continue
-                    with _part_of(part) as saved:
-                        images = np.ascontiguousarray(saved["images"][chosen == side, : self.channels])
-                    file.write(images.data)
-                    digest.update(images.data)
-                if labels is not None:
-                    digest.update(labels[start:end].data)
-                if end > start:
-                    digests.append(digest.hexdigest())
-                start = end
-        return digests
+            places = [file.tell(), file.tell() + counts[0] * self.channels * self.size[0] * self.size[1]]
+            for part, chosen in zip(paths, held_out, strict=True):
+                with _part_of(part) as saved:
+                    decoded = saved["images"]
+                for side in (False, True):
+                    images = np.ascontiguousarray(decoded[chosen == side, : self.channels])
+                    digests[side].update(images.data)
+                    file.seek(places[side])
+                    places[side] += file.write(images.data)
+        if labels is not None:
+            digests[False].update(labels[: counts[0]].data)
+            digests[True].update(labels[counts[0] :].data)
+        return [digest.hexdigest() for digest, count in zip(digests, counts, strict=True) if count]
 
     def _facts(
         self, parts: Sequence[Part], held_out: int, unread: list[list[str]], digests: list[str]
@@ -333,9 +331,9 @@ def check_read(unread: Sequence[Sequence[str]], config: DataConfig) -> None:
         return
     named = "; ".join(f"{name} {reason}" for name, reason in unread[:NAMED])
     more = f"; and {len(unread) - NAMED:,} more" if len(unread) > NAMED else ""
+    count = f"{len(unread):,} image" + "s" * (len(unread) > 1)
     raise ValueError(
-        f"{len(unread):,} image{'s' * (len(unread) > 1)} of {config.source} cannot be used: {named}{more}. Mend them, or give "
-        "--data.unreadable skip"
+        f"{count} of {config.source} cannot be used: {named}{more}. Mend them, or give --data.unreadable skip"
     )
 
 
