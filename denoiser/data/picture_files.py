@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from denoiser.data.form import FACTS
 from denoiser.data.pictures import SUFFIXES, Background, check_bytes, read_picture, readable
 from denoiser.data.source import WITHOUT, Classes, Parts, Source, by_folder, numbered, stamp_of
 
@@ -22,12 +23,13 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def listing(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Parts], list[Parts]]:
+def listing(folder: Path, suffixes: tuple[str, ...], root: Path) -> tuple[list[Parts], list[Parts]]:
     """Return the relative paths of the files with a suffix, sorted, and of the folders, without hidden ones.
 
-    Links are followed; each folder counts once in a sub-folder of the first level.
+    Links are followed; each folder counts once in a sub-folder of the first level. Prepared sets, and
+    their folder `root`, are left out.
     """
-    root, seen = os.path.realpath(folder), set()
+    left_out, seen = (os.path.realpath(folder), os.path.realpath(root)), set()
     files: list[Parts] = []
     folders: list[Parts] = []
 
@@ -37,7 +39,7 @@ def listing(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Parts], list[
     for where, inner, names in os.walk(folder, followlinks=True, onerror=fail):
         parts = Path(where).relative_to(folder).parts
         place = parts[:1], os.path.realpath(where)
-        if place in seen or (parts and place[1] == root):
+        if place in seen or (parts and (place[1] in left_out or FACTS in names)):
             inner.clear()
             continue
         seen.add(place)

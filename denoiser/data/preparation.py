@@ -119,6 +119,16 @@ class Preparation:
 
     def run(self) -> None:
         """Decode what is not decoded, and write the set."""
+        try:
+            self._run()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise type(error)(
+                f"{self.folder} cannot be prepared ({reason}); make room, or give another --data.root; the same "
+                "command goes on with the rest"
+            ) from error
+
+    def _run(self) -> None:
         with _pillows_warnings():
             paths = self._decode()
         parts = [Part.load(path) for path in paths]
@@ -161,10 +171,7 @@ class Preparation:
                     done += future.result()
                     self.on_progress(done, count)
             except BrokenProcessPool as error:
-                raise OSError(
-                    f"a process that decodes {self.config.source} was killed, which too little memory can do; the same "
-                    "command goes on with the rest"
-                ) from error
+                raise OSError("a process that decodes was killed, which too little memory can do") from error
             finally:
                 pool.shutdown(cancel_futures=True)
         return list(rows_of)

@@ -26,7 +26,7 @@ def find_source(source: str, root: Path, labels: bool = True) -> Source:
     if source in TORCHVISION:
         found = torchvision_source(source, root)
     elif path.is_dir():
-        found = _folder(path, labels)
+        found = _folder(path, labels, root)
     elif path.is_file():
         found = _file(path, labels)
     elif HUB_NAME.fullmatch(source):
@@ -45,8 +45,8 @@ def find_source(source: str, root: Path, labels: bool = True) -> Source:
     return found
 
 
-def _folder(folder: Path, labels: bool) -> Source:
-    files, folders = listing(folder, (*SUFFIXES, ".parquet"))
+def _folder(folder: Path, labels: bool, root: Path) -> Source:
+    files, folders = listing(folder, (*SUFFIXES, ".parquet"), root)
     if tables := [folder.joinpath(*parts) for parts in files if parts[-1].lower().endswith(".parquet")]:
         return parquet_source(tables, str(folder), labels)
     return folder_source(folder, files, folders, labels)

@@ -157,8 +157,8 @@ def test_cmyk_becomes_the_colours_that_it_prints(tmp_path, colours):
 
 
 def test_ycbcr_becomes_rgb(tmp_path, colours):
-    colours.convert("YCbCr").save(tmp_path / "y.tiff")
-    assert np.abs(pixels(tmp_path / "y.tiff").astype(int) - np.asarray(colours)).max() <= 3
+    colours.convert("YCbCr").save(tmp_path / "y.tiff", compression="jpeg", quality=100)
+    assert np.abs(pixels(tmp_path / "y.tiff").astype(int) - np.asarray(colours)).mean() <= 3
 
 
 @pytest.mark.parametrize("name", ["x.gif", "x.webp", "x.tiff", "x.png"])

@@ -215,6 +215,25 @@ def test_arrays_that_changed_are_prepared_anew(tmp_path):
         assert np.array_equal(load("x.npy", held_out=0)[0].images[:, 0], GARMENTS[start : start + 20])
 
 
+@pytest.mark.parametrize("root", [".", "data"])
+def test_sets_may_be_prepared_inside_their_source(tmp_path, root):
+    make_folder(tmp_path, {"": 20})
+    sets = [load_sets(DataConfig(source=".", root=root)) for _ in range(2)]
+    colour(0).save(sets[0][0].folder / "contact_sheet.png")
+    sets.append(load_sets(DataConfig(source=".", root=root)))
+    assert [train.sha256 for train, _ in sets] == [sets[0][0].sha256] * 3
+
+
+def test_names_that_are_no_text_are_read(tmp_path):
+    folder = make_folder(tmp_path / "x", {"": 2})
+    (folder / "0000.png").rename(folder / "ne\nw \udcff.png")
+    (folder / "bad \udcff.png").write_bytes(b"x")
+    train, _ = load(folder, unreadable="skip", held_out=0)
+    assert len(train) == 2
+    with pytest.raises(ValueError, match="1 image of"):
+        load(folder, held_out=0)
+
+
 # an altered set
 
 
