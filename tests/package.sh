@@ -33,7 +33,7 @@ options=(--data.root "$data" --training.max_steps 4 --training.evaluation_images
 cmp one/pipeline/unet/diffusion_pytorch_model.safetensors two/pipeline/unet/diffusion_pytorch_model.safetensors
 "$bin/denoiser-sample" --pipeline one/pipeline --num_images 4 --steps 2 --output two.png
 "$bin/denoiser-distill" --config distill "${options[@]}" --distillation.denoising_steps 1 --sampling.num_images 4
-"$bin/denoiser-prepare" --data.root sets --data.source "$PWD/pictures.npy" --data.size 8 | grep -q "to train on"
+"$bin/denoiser-prepare" --data.root sets --data.source "$PWD/pictures.npy" --data.size 8 | tail -1
 fails_with "pip install 'denoiser[datasets]'" "$bin/denoiser-prepare" --data.source nobody/nothing
 fails_with "pip install 'denoiser[restore]'" "$bin/denoiser-restore" denoise --noise 0.5
 fails_with "pip install 'denoiser[eval]'" "$bin/denoiser-evaluate" --pipeline teacher
