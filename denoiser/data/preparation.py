@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -108,7 +109,7 @@ class Preparation:
         self.own_size, self.own_channels = size is None, channels is None
         self.on_progress = on_progress
         self.parts = parts_of(folder)
-        with _pillows_warnings():
+        with _quiet_pillow():
             first = self._first()
         self.size: Size = size or (first.shape[1], first.shape[2])
         # Pictures are decoded in colour, and become grey if all of them are.
@@ -129,7 +130,7 @@ class Preparation:
             ) from error
 
     def _run(self) -> None:
-        with _pillows_warnings():
+        with _quiet_pillow():
             paths = self._decode()
         parts = [Part.load(path) for path in paths]
         unread = [json.loads(str(part.unread)) for part in parts]
@@ -350,9 +351,15 @@ def _by(size: Sequence[int]) -> str:
 
 
 @contextmanager
-def _pillows_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings of odd files; a picture that is too large for it is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+def _quiet_pillow() -> Iterator[None]:
+    """Silence Pillow's own lines of odd files; a picture that is too large for it is an error."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -86,6 +86,18 @@ def test_they_are_skipped_if_so_asked_and_remembered(tmp_path):
         load_sets(config_of(folder, tmp_path / "root", held_out=0))
 
 
+def test_pillow_writes_no_lines_of_its_own(tmp_path, caplog, recwarn, capfd):
+    folder = make_folder(tmp_path / "x", {"": 2})
+    colour(0).save(tmp_path / "x.tiff")
+    content = (tmp_path / "x.tiff").read_bytes()
+    samples = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # how the number of samples per pixel begins
+    (folder / "logged.tiff").write_bytes(content.replace(samples + b"\x03", samples + b"\xff"))
+    (folder / "warned.tiff").write_bytes(b"II*\0\x08\0\0\0")
+    with pytest.raises(ValueError, match="2 images .*logged.tiff cannot be read .*warned.tiff cannot be read"):
+        prepare(config_of(folder, tmp_path / "root"))
+    assert (caplog.records, list(recwarn), capfd.readouterr()) == ([], [], ("", ""))
+
+
 def test_many_unreadable_images_are_named_by_five(tmp_path):
     folder = make_folder(tmp_path / "x", {"": 1})
     for index in range(12):
