@@ -49,10 +49,10 @@ def listing(folder: Path, suffixes: tuple[str, ...], root: Path) -> tuple[list[P
     return sorted(files), folders
 
 
-def size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: str | Path) -> tuple[int, int]:
     """Return the size and the time of change of a file; zeros for a broken link, which is told when it is read."""
     try:
-        facts = path.stat()
+        facts = os.stat(path)  # noqa: PTH116 (a million paths as objects take seconds)
     except OSError:
         return 0, 0
     return facts.st_size, facts.st_mtime_ns
@@ -61,20 +61,20 @@ def size_and_time(path: Path) -> tuple[int, int]:
 def folder_source(folder: Path, pictures: Sequence[Parts], folders: Sequence[Parts], labels: bool) -> Source:
     """Return the pictures of a `listing`, with classes by sub-folder or by `dataset.json`."""
     names = ["/".join(parts) for parts in pictures]
-    files = [folder.joinpath(*parts) for parts in pictures]
+    files = [f"{folder}/{name}" for name in names]
     text = (folder / LABELS_FILE).read_bytes() if (folder / LABELS_FILE).is_file() else None
     classes, class_names = _classes(pictures, folders, text, str(folder)) if labels and pictures else (None, ())
 
     def read(index: int, background: Background) -> Tensor:
         with readable("cannot be read"):
-            facts = files[index].stat()
+            facts = os.stat(files[index])  # noqa: PTH116
             if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
                 raise ValueError("it is no file")
         check_bytes(facts.st_size)
         return read_picture(files[index], background)
 
     stamp = stamp_of([(name, *size_and_time(file)) for name, file in zip(names, files, strict=True)], text)
-    return Source([str(file) for file in files], read, stamp, classes, class_names)
+    return Source(files, read, stamp, classes, class_names)
 
 
 def zip_source(path: Path, labels: bool) -> Source:

@@ -339,6 +339,7 @@ def _after_a_process_group(config):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [_after_a_step, _after_a_process_group])
 def test_processes_are_forked_safely_after(tmp_path, many, whole, before):
     context = multiprocessing.get_context("spawn")
