@@ -25,6 +25,7 @@ if "$bin/python" -c "import scripts" 2>/dev/null || "$bin/python" -c "import con
     exit 1
 fi
 "$bin/denoiser-sample" --num_images 4
+"$bin/python" -c "import numpy; numpy.save('pictures.npy', numpy.arange(20 * 256, dtype=numpy.uint8).reshape(20, 16, 16))"
 options=(--data.root "$data" --training.max_steps 4 --training.evaluation_images 100 --tracking.mode disabled)
 "$bin/denoiser-train" --config smoke "${options[@]}" --output_dir one
 "$bin/accelerate" launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -32,6 +33,8 @@ options=(--data.root "$data" --training.max_steps 4 --training.evaluation_images
 cmp one/pipeline/unet/diffusion_pytorch_model.safetensors two/pipeline/unet/diffusion_pytorch_model.safetensors
 "$bin/denoiser-sample" --pipeline one/pipeline --num_images 4 --steps 2 --output two.png
 "$bin/denoiser-distill" --config distill "${options[@]}" --distillation.denoising_steps 1 --sampling.num_images 4
+"$bin/denoiser-prepare" --data.root sets --data.source "$PWD/pictures.npy" --data.size 8 | tail -1
+fails_with "pip install 'denoiser[datasets]'" "$bin/denoiser-prepare" --data.source nobody/nothing
 fails_with "pip install 'denoiser[restore]'" "$bin/denoiser-restore" denoise --noise 0.5
 fails_with "pip install 'denoiser[eval]'" "$bin/denoiser-evaluate" --pipeline teacher
 fails_with "unknown option 'config_'" "$bin/denoiser-train" --config_ smoke

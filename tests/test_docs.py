@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import command as benchmark
-from pipelines.commands import distill, evaluate, restore, sample
+from pipelines.commands import distill, evaluate, prepare, restore, sample
 from pipelines.commands.parsed_run import ParsedRun
 from tests.conftest import DATA_ROOT, ROOT
 
@@ -27,6 +27,8 @@ PARSERS = {
     "restore": restore.build_parser(),
     "evaluate": evaluate.build_parser(),
     "distill": distill.build_parser(),
+    "prepare": prepare.build_parser(),
+    "prepare_data": prepare.build_parser(),
     "benchmark": benchmark.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -1,5 +1,7 @@
 """Picture files and arrays as uint8 tensors, and their fitting to a size."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from typing import IO, Literal
 
@@ -13,11 +15,28 @@ from torch.nn.functional import interpolate, pad
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LARGEST_FILE = 1 << 28  # bytes of a picture file
-LARGEST_16_BIT = 65_535
 Fit = Literal["crop", "pad", "stretch"]
 Background = Literal["white", "black"]
 # Weights of red, green and blue in grey, of 2^16: ITU-R 601-2 as Pillow rounds it.
 LUMA = (19_595, 38_470, 7_471)
+
+
+@contextmanager
+def readable(failure: str) -> Iterator[None]:
+    """Raise `ValueError`, with the reason, for what a library raises for a damaged file, which can be anything."""
+    try:
+        yield
+    except MemoryError:  # which is not the file's
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{failure} ({reason})") from error
+
+
+def check_bytes(size: int) -> None:
+    """Raise `ValueError` for a picture file that is too large to be read."""
+    if size > LARGEST_FILE:
+        raise ValueError(f"is a file of {size:,} bytes; give at most {LARGEST_FILE:,}")
 
 
 def read_picture(file: str | PathLike[str] | IO[bytes], background: Background = "white") -> Tensor:
@@ -36,29 +55,29 @@ def read_picture(file: str | PathLike[str] | IO[bytes], background: Background =
     Raises:
         ValueError: If the file cannot be read as a picture.
     """
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode == "F" or image.mode.startswith("I"):
-                return _rounded(np.asarray(image), image.mode)[None]
-            grey = image.mode in ("1", "L", "LA")
-            if image.has_transparency_data:
-                below = Image.new("RGBA", image.size, background)
-                picture = Image.alpha_composite(below, image.convert("RGBA"))
-            else:
-                picture = image
-            pixels = np.array(picture.convert("L" if grey else "RGB"))
-    except Exception as error:  # Pillow's readers raise anything for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot be read as a picture ({reason})") from error
+    with readable("cannot be read as a picture"), Image.open(file, formats=FORMATS) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = _from_16_bits(image, background) if image.mode.startswith("I;16") else _pixels(image, background)
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
 
-def _rounded(levels: np.ndarray, mode: str) -> Tensor:
-    """Round 16-bit greys to 8 bits."""
-    if mode == "F" or levels.min() < 0 or levels.max() > LARGEST_16_BIT:
+def _pixels(image: Image.Image, background: Background) -> np.ndarray:
+    if image.mode in ("I", "F"):
         raise ValueError("its values have 32 bits; save it with 8 or 16")
-    return torch.from_numpy(((levels.astype(np.int64) + 128) // 257).astype(np.uint8))
+    grey = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(below, image.convert("RGBA"))
+    mode = "L" if grey else "RGB"
+    return np.array(image if image.mode == mode else image.convert(mode))
+
+
+def _from_16_bits(image: Image.Image, background: Background) -> np.ndarray:
+    """Round 16-bit greys to 8 bits."""
+    levels = np.asarray(image).astype(np.int64)
+    if "transparency" in image.info:  # the level that is transparent
+        levels[levels == image.info["transparency"]] = 65_535 if background == "white" else 0
+    return ((levels + 128) // 257).astype(np.uint8)
 
 
 def as_pixels(array: np.ndarray, what: str) -> np.ndarray:

@@ -8,11 +8,11 @@ preparation was stopped, so that the next one goes on with them.
 import hashlib
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from denoiser.checks import pair
 from denoiser.data.config import HELD_OUT_SHARE, MEMORY_SHARE, DataConfig
+from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, read_facts
 from denoiser.data.image_set import ImageSet
-from denoiser.data.pictures import Background
-from denoiser.data.preparation import FACTS, IMAGES, LABELS, VERSION, OnProgress, Preparation, Size, check_read
-from denoiser.data.sources import Source, find_source
+from denoiser.data.pictures import Background, readable
+from denoiser.data.preparation import OnProgress, Preparation, Size, check_read, parts_of
+from denoiser.data.source import Source, path_of
+from denoiser.data.sources import find_source
 from denoiser.files import check_writable, locked
 
 
@@ -62,19 +64,16 @@ def prepare(
     """Prepare a set unless it is; returns its folder. The arguments are those of `load_sets`."""
     size = size if config.size is None else pair(config.size)
     channels = channels if config.channels is None else config.channels
-    given = Path(config.source).expanduser()
+    given = path_of(config.source)
     if (given / FACTS).is_file():
         _check_fits(given, size, channels, config)
         return given
-    root = Path(config.root).expanduser()
-    source, others = find_source(config.source, root, config.labels), None
-    if isinstance(config.held_out, str):
-        others = find_source(config.held_out, root, config.labels)
-    source = _limited(_joined(source, others, config), config.limit)
+    root = path_of(config.root)
+    source = _limited(_find(config, root), config.limit)
     rule = _held_out_rule(config, source)
     settings = [size, channels, config.fit, config.background, rule, config.limit]
     digest = hashlib.sha256(json.dumps([VERSION, source.stamp, source.class_names, settings]).encode()).hexdigest()
-    stem = re.sub(r"[^\w.-]+", "-", Path(config.source).name)
+    stem = re.sub(r"[^\w-]+", "-", given.resolve().stem).strip("-")[:40]
     folder = root / f"{stem}-{'x'.join(map(str, size or ['own']))}-{digest[:10]}"
     if not (folder / FACTS).is_file():
         check_writable(folder)
@@ -82,6 +81,8 @@ def prepare(
         with _waiting_lock(root / f".{folder.name}.lock"):
             if not (folder / FACTS).is_file():  # or another process has prepared it meanwhile
                 Preparation(config, source, rule, size, channels, folder, on_progress).run()
+    elif parts_of(folder).exists():  # of a process that was killed after its last step
+        shutil.rmtree(parts_of(folder), ignore_errors=True)
     check_read(read_facts(folder)["unreadable"], config)
     return folder
 
@@ -101,42 +102,21 @@ def open_set(folder: Path, in_memory: bool | None = None) -> tuple[ImageSet, Ima
         ValueError: If a file is missing, or is not as it was prepared.
     """
     facts = read_facts(folder)
-    try:
+    count, names = facts["images"] - facts["held_out"]["images"], facts["class_names"]
+    with readable(f"{folder} is not as it was prepared; delete the folder, and prepare it anew"):
         if in_memory is None:
             in_memory = (folder / IMAGES).stat().st_size * MEMORY_SHARE <= psutil.virtual_memory().available
         # mapped "c" is writable memory that is never written: torch has no tensor that is only read
         pixels = np.load(folder / IMAGES, mmap_mode=None if in_memory else "c", allow_pickle=False)
-        labels = np.load(folder / LABELS, allow_pickle=False) if facts["class_names"] else None
-        images, classes = torch.from_numpy(pixels), None if labels is None else torch.from_numpy(labels)
-        held_out = facts["held_out"]["images"]
-        parts = [
-            ImageSet(images[rows], None if classes is None else classes[rows], tuple(facts["class_names"]), folder)
-            for rows in (slice(len(images) - held_out), slice(len(images) - held_out, None))
-            if len(images[rows])
-        ]
-        if [part.sha256 for part in parts] != facts["sha256"]:
+        if pixels.shape != (facts["images"], *facts["shape"]):
+            raise ValueError(f"the shape of its images is {pixels.shape}")
+        images = torch.from_numpy(pixels)
+        labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False)) if names else None
+        sides = [slice(count), slice(count, None)][: len(facts["sha256"])]
+        sets = [ImageSet(images[side], None if labels is None else labels[side], names, folder) for side in sides]
+        if [each.sha256 for each in sets] != facts["sha256"]:
             raise ValueError("its SHA-256 differs")
-    except Exception as error:  # numpy's reader raises anything for a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{folder} is not as it was prepared ({reason}); delete the folder, and it is prepared again"
-        ) from error
-    return parts[0], parts[1] if held_out else None
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """Return the content of a prepared set's `set.json`."""
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts["version"] != VERSION:
-            raise ValueError(f"version {facts['version']}, not {VERSION}")
-        if not isinstance(facts["class_names"], list) or not 0 <= facts["held_out"]["images"] < facts["images"]:
-            raise ValueError("values of another kind")
-        return {**facts, "shape": tuple(map(int, facts["shape"]))}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{folder / FACTS} cannot be read ({error!r}); delete the folder, and prepare it anew"
-        ) from error
+    return sets[0], sets[1] if len(sets) == 2 else None
 
 
 def _check_fits(folder: Path, size: Size | None, channels: int | None, config: DataConfig) -> None:
@@ -151,10 +131,16 @@ def _check_fits(folder: Path, size: Size | None, channels: int | None, config: D
             raise ValueError(f"{name} is {getattr(config, name)}, and {folder} is prepared already; leave it out")
 
 
-def _joined(source: Source, others: Source | None, config: DataConfig) -> Source:
-    """Return a source with the held-out images of another one at its end."""
-    if others is None:
+def _find(config: DataConfig, root: Path) -> Source:
+    """Return the source, with the held-out images at its end if they are from another one."""
+    source = find_source(config.source, root, config.labels)
+    if not isinstance(config.held_out, str):
         return source
+    if (path_of(config.held_out) / FACTS).is_file():
+        raise ValueError(
+            f"held_out is {config.held_out}, which is prepared already; give the source that it was made of"
+        )
+    others = find_source(config.held_out, root, config.labels)
     count = len(source) - source.held_out  # of whose own held-out images none is used
     labels = None
     if (source.labels is None) != (others.labels is None):

@@ -7,38 +7,22 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import tqdm
 
 from denoiser.data import DataConfig, ImageSet, load_sets
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.commands.parser import command
+from pipelines.commands.prepare import preparation_bar
 from pipelines.training import Learner, Trainer, start_accelerator
-
-
-class ProgressBar:
-    """Progress of a preparation, shown once there is some."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` images are prepared."""
-        if self.bar is None:
-            self.bar = tqdm(total=total, desc="preparing images", mininterval=1.0 if sys.stderr.isatty() else 15.0)
-        self.bar.update(done - self.bar.n)
-        if done == total:
-            self.bar.close()
 
 
 def load_images(
     config: DataConfig, accelerator: Accelerator, channels: int | None = None, size: tuple[int, int] | None = None
 ) -> tuple[ImageSet, ImageSet | None]:
     """Load the images of a run and the held-out ones; the main process prepares what is not prepared."""
-    with accelerator.main_process_first():
-        return load_sets(config, size, channels, ProgressBar())
+    with accelerator.main_process_first(), preparation_bar() as on_progress:
+        return load_sets(config, size, channels, on_progress)
 
 
 def train_and_report(trainer: Trainer, what: str) -> None:
