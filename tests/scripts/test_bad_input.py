@@ -13,7 +13,8 @@ from torchvision.datasets import FashionMNIST
 from denoiser.data import CLASS_NAMES, fashion_mnist
 from pipelines import DenoisingPipeline, make_scheduler, save_images
 from pipelines.commands import distill, evaluate, parser, restore, sample, train
-from pipelines.evaluation.judge import CARD, WEIGHTS, load_judge
+from pipelines.evaluation import judge
+from pipelines.evaluation.judge import CARD, PACKAGE, WEIGHTS
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 
@@ -373,7 +374,18 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
     [
         ("nowhere", "", "nowhere is not a saved pipeline"),
         ("damaged", "", "damaged cannot be loaded as a pipeline"),
-        ("large", "", "the pipeline makes images of (1, 32, 32); the judge sees (1, 16, 16)"),
+        (
+            "large",
+            "--data.size 16",
+            "the set's images are (1, 16, 16) (channels, height, width), and the pipeline makes",
+        ),
+        ("classes", "--data.source nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
+        ("classes", "--data.labels false", "the network has 10 classes, and the data 0; give the set that it was"),
+        (
+            "classes",
+            "--inception_weights nowhere.pth",
+            "the section 'inception' cannot be made: nowhere.pth is missing",
+        ),
         ("classes", "--num_images 1999", "1999 images cannot be judged; give at least 2000"),
         ("classes", "--num_images 10001", "10001 images cannot be judged"),
         ("classes", "--seeds 0", "seeds is 0"),
@@ -391,7 +403,7 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
 )
 def test_evaluating(error_of, pipelines, tmp_path, pipeline, arguments, message):
     before = sorted(pipelines.rglob("*"))
-    given = ["--pipeline", pipelines / pipeline, "--data_root", DATA_ROOT]
+    given = ["--pipeline", pipelines / pipeline, "--data.root", DATA_ROOT]
     assert message in error_of(evaluate, *given, *arguments.split())
     assert list(tmp_path.iterdir()) == []
     assert sorted(pipelines.rglob("*")) == before
@@ -399,7 +411,7 @@ def test_evaluating(error_of, pipelines, tmp_path, pipeline, arguments, message)
 
 def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     np.savez(tmp_path / "few.npz", images=np.zeros((1999, 16, 16), np.uint8))
-    given = ["--data_root", DATA_ROOT, "--images"]
+    given = ["--data.root", DATA_ROOT, "--images"]
     assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
     assert "nowhere is neither a PNG file" in error_of(evaluate, *given, "nowhere")
     assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
@@ -409,10 +421,12 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
 
 
 def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch):
-    weights = tmp_path / "judge.safetensors"
-    monkeypatch.setattr(evaluate, "load_judge", functools.partial(load_judge, weights, CARD))
-    given = ["--pipeline", pipelines / "classes", "--data_root", DATA_ROOT]
+    weights = tmp_path / WEIGHTS
+    shutil.copy(PACKAGE / CARD, tmp_path)
+    monkeypatch.setattr(judge, "PACKAGE", tmp_path)
+    monkeypatch.setattr(judge, "load_judge", functools.partial(judge.load_judge, tmp_path))
+    given = ["--pipeline", pipelines / "classes", "--data.root", DATA_ROOT]
     assert "judge.safetensors is missing: install the package again" in error_of(evaluate, *given)
-    weights.write_bytes(WEIGHTS.read_bytes()[:-1] + b"?")
+    weights.write_bytes((Path(judge.__file__).parent / WEIGHTS).read_bytes()[:-1] + b"?")
     assert "judge.safetensors was altered: its SHA-256 should be" in error_of(evaluate, *given)
     assert not (pipelines / "report.json").exists()

@@ -8,13 +8,16 @@ import pytest
 from PIL import Image
 
 from pipelines.commands import evaluate
-from pipelines.evaluation.config import SECTIONS
+from pipelines.evaluation.config import BY_DEFAULT
 from tests.conftest import DATA_ROOT, ROOT
 from tests.scripts.conftest import command
 
-EVALUATE = ["scripts/evaluate.py", "--data_root", str(DATA_ROOT)]
+EVALUATE = ["scripts/evaluate.py", "--data.root", str(DATA_ROOT)]
 SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_timesteps", "2"]
-PICTURES = ["confusion.png", "guidance.png", "likelihood.png", "memorisation.png", "samplers.png"]
+PICTURES = [
+    *("confusion.png", "guidance.png", "likelihood.png", "memorisation_judge.png", "memorisation_pixels.png"),
+    "samplers.png",
+]
 
 
 def report_of(pipeline, output_dir, *options, launch=(), **environment):
@@ -41,7 +44,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
         json.loads((run_dir / "report.json").read_text(encoding="utf-8")),
         (run_dir / "report.md").read_text(encoding="utf-8"),
     )
-    assert {*SECTIONS, "subject", "judge"} <= report.keys()
+    assert {*BY_DEFAULT, "subject", "judge"} <= report.keys()
     assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed
     for title in ("Distances", "By class", "Guidance", "Likelihood", "Memorisation", "Samplers"):
         assert f"\n## {title}\n" in page
@@ -98,7 +101,7 @@ def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp
 def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_path):
     images, labels = held_out.images[:2000].numpy(), held_out.labels[:2000].numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
-    call(evaluate, "--data_root", DATA_ROOT, "--images", tmp_path / "images.npz")
+    call(evaluate, "--data.root", DATA_ROOT, "--images", tmp_path / "images.npz")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
@@ -107,6 +110,6 @@ def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_pat
 def test_a_folder_that_is_not_a_report_is_not_replaced(error_of, smoke_run, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    given = ["--data_root", DATA_ROOT, "--pipeline", smoke_run[0] / "pipeline", "--output_dir", tmp_path]
+    given = ["--data.root", DATA_ROOT, "--pipeline", smoke_run[0] / "pipeline", "--output_dir", tmp_path]
     assert "is not a report's folder of pictures; give another --output_dir" in error_of(evaluate, *given)
     assert (tmp_path / "report" / "thesis.txt").read_text(encoding="utf-8") == "years of work"

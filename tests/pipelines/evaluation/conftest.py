@@ -1,7 +1,8 @@
 import pytest
 
-from pipelines.evaluation.comparison import Comparison, judge_space, pixel_space
+from pipelines.evaluation.comparison import Comparison
 from pipelines.evaluation.judge import load_judge
+from pipelines.evaluation.spaces import judge_space, pixel_space
 
 
 @pytest.fixture(scope="session")
