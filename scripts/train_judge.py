@@ -35,7 +35,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_class_arguments(DataConfig, "data")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int | None, help="(default: 16, or as many as make 1,500 steps)")
+    parser.add_argument("--epochs", type=int | None, help="(default: 16, or as many as make 1,000 steps)")
     parser.add_argument("--flips", type=bool, default=False, help="flip images; not for digits, letters or arrows")
     parser.add_argument("--package", type=bool, default=False, help="make the judge that ships: FashionMNIST at 16x16")
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))

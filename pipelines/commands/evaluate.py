@@ -84,11 +84,14 @@ def data_of_run(path: Path) -> dict[str, Any]:
 
 
 def load(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet | None]:
-    """Load the set, in the shape of the pipeline's images; FashionMNIST is at 16x16 without a pipeline."""
-    size, channels = (None, None) if shape is None else (shape[1:], shape[0])
-    if shape is None and data.source == DataConfig.source:
-        size = IMAGE_SHAPE[1:]
-    train, test = load_sets(data, size, channels)
+    """Load the set as its training did, or else in the shape of the pipeline's images.
+
+    FashionMNIST is by default of the pipeline's size, or 16x16.
+    """
+    size = (shape or IMAGE_SHAPE)[1:] if data.source == DataConfig.source else None
+    train, test = load_sets(data, size)
+    if shape is not None and tuple(train.images.shape[1:]) != shape:
+        train, test = load_sets(data, shape[1:], shape[0])
     own = tuple(train.images.shape[1:])
     if shape is not None and own != shape:
         raise ValueError(
@@ -105,7 +108,6 @@ def from_images(path: Path, train: ImageSet, test: ImageSet | None) -> tuple[Sam
     fewest = 0 if test is None or test.labels is None else int(torch.bincount(test.labels, minlength=count).min())
     fewest = max(1, min(FEWEST_OF_A_CLASS, fewest))
     images, labels = load_images(path, (channels, height, width), count, fewest)
-    check_count(len(images), 0 if test is None else len(test))
     return Samples([images], labels if count else None), reasons_of_images(bool(count) and labels is not None)
 
 
@@ -182,14 +184,15 @@ def main() -> None:
     subject: dict[str, Any] = {"judged": judged.name, "set": f"{options.data.source}, {len(train):,} training images"}
     if pipeline is None:
         samples, reasons = from_images(judged, train, test)
-        sections, num_images = config.choose_sections({**of_set, **reasons}), len(samples.sets[0])
+        num_images = len(samples.sets[0])
     else:
         config, reasons = config.shrunk(held_out), reasons_against(pipeline)
-        check_count(config.num_images, held_out)
-        sections, num_images = config.choose_sections({**of_set, **reasons}), config.num_images
-        generator, facts = from_pipeline(
-            pipeline, config, sections, train if test is None else test, accelerator.device
-        )
+        num_images = config.num_images
+    sections = config.choose_sections({**of_set, **reasons})
+    check_count(num_images, held_out)
+    if pipeline is not None:
+        images = train if test is None else test
+        generator, facts = from_pipeline(pipeline, config, sections, images, accelerator.device)
         subject |= facts
     left_out = {} if config.sections else {name: why for name, why in of_set.items() if name not in reasons}
     notes = notes_on(sections, left_out, num_images, min(len(train), held_out))

@@ -84,9 +84,12 @@ def reasons_of_set(train: int, held_out: int, has_judge: bool) -> dict[str, str]
     reasons = {}
     if not has_judge:
         reasons["classes"] = "the set has no classifier yet; train one with scripts/train_judge.py"
-    for count, what in ((held_out, "held out"), (train, "to train on")):
+    for count, what, advice in (
+        (held_out, "held out", "; a larger data.held_out gives them"),
+        (train, "to train on", ""),
+    ):
         if count < FEWEST_FOR_FRECHET:
-            few = f"the set has {count} images {what}, and a distance needs {FEWEST_FOR_FRECHET}"
+            few = f"the set has {count} images {what}, and a distance needs {FEWEST_FOR_FRECHET}{advice}"
             reasons |= dict.fromkeys(("distances", "classes", "guidance", "samplers", "inception"), few)
     if held_out < 2:
         reasons["likelihood"] = f"the set has {held_out} images held out, and the likelihood needs 2"

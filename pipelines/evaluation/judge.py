@@ -26,7 +26,7 @@ NUM_CLASSES, IMAGE_SHAPE = 10, (1, 16, 16)  # of the judge that ships
 SPLITS = ("train", "test")
 BATCH_SIZE = 250
 CPU = torch.device("cpu")
-LARGEST_BATCH, LEAST_STEPS = 256, 1500  # of a training
+LARGEST_BATCH, LEAST_STEPS = 256, 1000  # of a training
 PACKAGE = Path(__file__).parent
 WEIGHTS, CARD = "judge.safetensors", "judge.json"
 
@@ -153,7 +153,7 @@ def train_judge(
     Args:
         images: Training images with labels.
         seed: Seed of the initial weights and of the batches.
-        epochs: Passes over the images; None for 16, or as many as make 1,500 steps.
+        epochs: Passes over the images; None for 16, or as many as make 1,000 steps.
         flips: Whether half of the images are flipped horizontally, as suits clothes, not digits.
         peak_rate: Highest learning rate.
         device: Where to train.

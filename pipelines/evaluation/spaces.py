@@ -82,7 +82,7 @@ def fixed_space(train: ImageSet) -> FeatureSpace:
         return torch.cat(parts)
 
     known = torch.cat([respond(batch) for batch in evenly(train.images, MOST_FOR_SCALE)])
-    mean, scale = known.mean(dim=0), known.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-6)
+    mean, scale = known.mean(dim=0), known.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-3)  # above rounding
     moments = {"train": Moments.of((known - mean) / scale)}
     return FeatureSpace("convolutions", lambda images: (respond(images) - mean) / scale, moments)
 

@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest

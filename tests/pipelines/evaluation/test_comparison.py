@@ -9,13 +9,9 @@ from pipelines.evaluation.comparison import CEILING, check_count, mean_and_sprea
 from pipelines.evaluation.distances import DISTANCES
 from pipelines.evaluation.report import Reporter
 from pipelines.evaluation.samples import Samples
+from tests.pipelines.evaluation.conftest import noisy
 
 COUNT = 2000
-
-
-def noisy(images, strength):
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * strength
-    return (images + noise).round().clamp(0, 255).byte()
 
 
 @pytest.fixture(scope="module")
