@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.evaluation.comparison import mean_and_spread
+from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
 from pipelines.evaluation.report import Report
 
 LABELS = {
@@ -27,6 +28,8 @@ INCEPTION = {
     "torch-fidelity": "torch-fidelity and torchmetrics (`antialias=False`): TensorFlow 1's resizing",
     "clean-fid": "clean-fid: Pillow's bicubic resizing",
 }
+
+FEW = f" Classes of fewer than {FEWEST_FOR_FRECHET} images have none."
 
 
 def render(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
@@ -57,11 +60,13 @@ def distances(report: Report) -> str:
             ]
             parts.append(f"Against the {split} split, in {SPACES[space]}:\n")
             parts.append(markdown_table(["", "samples", "floor", "ceiling"], rows))
+    kernel = "the standard error of a kernel distance is over blocks of 1,000 images, within a set. "
+    has_kernel = any("kernel" in columns["samples"] for columns in splits.values())
     parts.append(
-        "± is the standard deviation over the sets; the standard error of a kernel distance is over blocks of 1,000 "
-        "images, within a set. Floor: the same number of real images of the other split; without ± it is of the "
-        "whole test split, the held-out images. Ceiling: Gaussian noise with the mean and the variance of each pixel, "
-        "clipped to the grey levels.\n"
+        f"± is the standard deviation over the sets{'; ' + kernel if has_kernel else '. '}"
+        "Floor: the same number of real images of the other split; without ± it is of the whole test split, the "
+        "held-out images. Ceiling: Gaussian noise with the mean and the variance of each pixel, clipped to the grey "
+        "levels.\n"
     )
     return "\n".join(parts)
 
@@ -103,9 +108,10 @@ def _classes(report: Report) -> str:
         for index, (name, row) in enumerate(section["by_class"].items())
     ]
     columns = ["class", "Fréchet distance", "floor", "judge agrees", "floor"]
+    few = "" if all("frechet" in row for row in section["by_class"].values()) else FEW
     return (
         "## By class\n\nDistance to the class's training images in the judge's features; the floors are the class's "
-        f"held-out images.\n\n{markdown_table(columns, rows)}\nOver all classes the judge agrees with "
+        f"held-out images.{few}\n\n{markdown_table(columns, rows)}\nOver all classes the judge agrees with "
         f"{_with_spread(section['agreement'])} of the images.\n\n![confusion](report/confusion.png)\n"
     )
 

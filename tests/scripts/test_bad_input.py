@@ -16,6 +16,7 @@ from pipelines import DenoisingPipeline, make_scheduler, save_images
 from pipelines.commands import distill, evaluate, parser, restore, sample, train
 from pipelines.evaluation import judge
 from pipelines.evaluation.judge import CARD, PACKAGE, WEIGHTS
+from scripts import train_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 
@@ -419,6 +420,41 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     unused = "steps is 5, and is not used: the images are given; leave it out"
     assert unused in error_of(evaluate, *given, "few.npz", "--steps", "5")
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: {source: [", "config.yaml cannot be read (while parsing"),
+        ("data: {size: 3}", "config.yaml cannot be read (size is 3; it must be from 8 to 256); mend it, or move"),
+        ("[1]", "config.yaml cannot be read ("),
+    ],
+)
+def test_evaluating_beside_a_config_that_cannot_be_read(error_of, pipelines, tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    shutil.copytree(pipelines / "classes", tmp_path / "pipeline")
+    assert message in error_of(evaluate, "--pipeline", "pipeline", "--data.root", DATA_ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data.source plain.npy", "plain.npy has no classes; a set without them is evaluated without a classifier"),
+        (
+            "--data.source labelled.npz --data.held_out 0",
+            "too few held-out images to test a classifier; give --data.held",
+        ),
+        ("--data.source labelled.npz --epochs 0", "epochs is 0"),
+        ("--data.source nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
+        ("--package true --data.size 32", "of the set's options, --package takes data.root alone"),
+    ],
+)
+def test_training_a_judge(error_of, held_out, tmp_path, arguments, message):
+    images = held_out.images[:20].numpy()
+    np.save(tmp_path / "plain.npy", images)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 2)
+    assert message in error_of(train_judge, "--data.root", "data", *arguments.split())
+    assert list(tmp_path.rglob("judge.*")) == []
 
 
 def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch):
