@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from denoiser.checks import check_positive
 from denoiser.data import DataConfig, ImageSet, load_fashion_mnist, load_sets
 from denoiser.device import must_use_cpu
+from denoiser.files import check_writable
 from denoiser.processes import start_process
 from pipelines.commands.parser import Parser, command
 from pipelines.evaluation.judge import CARD, CPU, PACKAGE, WEIGHTS, Judge, accuracy, save_judge, train_judge
@@ -29,15 +30,21 @@ def labelled_sets(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     return train, held_out
 
 
-@command
-def main() -> None:
-    """Train, test and save the judge."""
+def build_parser() -> Parser:
+    """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_class_arguments(DataConfig, "data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int | None, help="(default: 16, or as many as make 1,000 steps)")
     parser.add_argument("--flips", type=bool, default=False, help="flip images; not for digits, letters or arrows")
     parser.add_argument("--package", type=bool, default=False, help="make the judge that ships: FashionMNIST at 16x16")
+    return parser
+
+
+@command
+def main() -> None:
+    """Train, test and save the judge."""
+    parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     if options.epochs is not None:
         check_positive(epochs=options.epochs)
@@ -51,6 +58,8 @@ def main() -> None:
         train, held_out = labelled_sets(options.data)
         assert train.folder is not None
         folder, flips, device = train.folder, options.flips, Accelerator(cpu=must_use_cpu()).device
+
+    check_writable(folder / WEIGHTS)
 
     def tell(epoch: int, epochs: int, judge: Judge) -> None:
         if epoch == epochs or epoch % max(1, epochs // LINES) == 0:

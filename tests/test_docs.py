@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import command as benchmark
 from pipelines.commands import distill, evaluate, restore, sample, train
+from scripts import train_judge
 from tests.conftest import DATA_ROOT, ROOT
 
 CARDS = sorted((ROOT / "pipelines" / "weights").glob("*/README.md"))
@@ -27,6 +28,7 @@ PARSERS = {
     "evaluate": evaluate.build_parser(),
     "distill": distill.build_parser(),
     "benchmark": benchmark.build_parser(),
+    "train_judge": train_judge.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff"}

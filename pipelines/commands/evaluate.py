@@ -189,7 +189,8 @@ def main() -> None:
         config, reasons = config.shrunk(held_out), reasons_against(pipeline)
         num_images = config.num_images
     sections = config.choose_sections({**of_set, **reasons})
-    check_count(num_images, held_out)
+    if "distances" in sections:
+        check_count(num_images, held_out)
     if pipeline is not None:
         images = train if test is None else test
         generator, facts = from_pipeline(pipeline, config, sections, images, accelerator.device)

@@ -19,7 +19,7 @@ class EvaluationConfig(SamplingConfig):
     """Evaluation settings.
 
     Attributes:
-        num_images: Images for each seed, 2,000 to 10,000; fewer where fewer are held out.
+        num_images: Images for each seed: for distances 2,000 to 10,000, or fewer where fewer are held out.
         seeds: Number of sets of images, from `seed` on, for the spread.
         batch_size: Images in a batch.
         sections: Sections of the report: distances, classes, guidance, likelihood, memorisation, samplers
@@ -58,8 +58,8 @@ class EvaluationConfig(SamplingConfig):
 
     def shrunk(self, held_out: int) -> "EvaluationConfig":
         """Return the settings with as many images as a set with few held-out images can use."""
-        num_images = self.num_images
-        if held_out < num_images and (held_out < MIN_IMAGES or num_images == EvaluationConfig.num_images):
+        num_images, few = self.num_images, held_out < MIN_IMAGES and "distances" in (self.sections or BY_DEFAULT)
+        if held_out < num_images and (few or num_images == EvaluationConfig.num_images):
             num_images = min(num_images, max(held_out, FEWEST_FOR_MEMORISATION))
         sweep_images = min(self.sweep_images, max(held_out, FEWEST_FOR_FRECHET))
         return replace(self, num_images=num_images, sweep_images=sweep_images)
@@ -108,7 +108,7 @@ def notes_on(sections: Sequence[str], left_out: Mapping[str, str], num_images: i
         count: Images that a distance can be of.
     """
     notes = []
-    if {"distances", "inception"} & {*sections} and count < num_images:
+    if "distances" in sections and count < num_images:
         notes.append(f"The distances are of {count:,} images a set, as many as are held out")
     if "distances" in sections and min(count, num_images) < MIN_IMAGES:
         notes.append(f"Left out: the kernel distance, which needs {MIN_IMAGES:,} images")

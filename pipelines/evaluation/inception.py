@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from denoiser.files import sha256
 from pipelines.evaluation.distances import Moments, frechet_distance
 
-WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the end is that of the file's SHA-256
+DIGEST = "6726825d"  # the beginning of the weights' SHA-256
+WEIGHTS = f"weights-inception-2015-12-05-{DIGEST}.pth"
 ADDRESS = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS}"
 SIDE = 299  # of Inception's input
 SMALLEST = 32  # pixels a side, below which nearly all that Inception sees is interpolation
@@ -73,8 +74,8 @@ class Inception:
 
         Args:
             train: All training images, `(count, channels, height, width)` in uint8, as all the others.
-            sets: Sets of samples of the same count.
-            held_out: As many real images.
+            sets: Sets of samples, of one count.
+            held_out: Real images for the floor, as many if there are.
         """
         figures: dict[str, Any] = {}
         images = len(train) + len(held_out) + sum(map(len, sets))
@@ -83,8 +84,8 @@ class Inception:
                 real, *others = (self.moments(name, each, bar.update) for each in (train, held_out, *sets))
                 floor, *distances = (frechet_distance(real, other) for other in others)
                 figures[name] = {"samples": distances, "floor": floor}
-        facts = {"images": len(held_out), "training_images": len(train), "weights": self.sha256}
-        return {**facts, "distances": figures}
+        counts = {"images": len(sets[0]), "floor_images": len(held_out), "training_images": len(train)}
+        return {**counts, "weights": self.sha256, "distances": figures}
 
     def moments(self, name: str, images: Tensor, on_images: Callable[[int], object] = lambda count: None) -> Moments:
         """Return the moments of the 2,048 features of uint8 images, resized as the package `name` does."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines.evaluation.comparison import mean_and_spread
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
+from pipelines.evaluation.inception import DIGEST
 from pipelines.evaluation.report import Report
 
 LABELS = {
@@ -161,15 +162,16 @@ def _memorisation(report: Report) -> str:
 
 def _inception(report: Report) -> str:
     section = report["inception"]
-    rows = []
-    for name, row in section["distances"].items():
-        spread = mean_and_spread(row["samples"])
-        rows.append([INCEPTION[name], _with_spread(spread), number(row["floor"])])
+    rows = [
+        [INCEPTION[name], _with_spread(mean_and_spread(row["samples"])), number(row["floor"])]
+        for name, row in section["distances"].items()
+    ]
+    known = "" if section["weights"].startswith(DIGEST) else f", not {DIGEST} as that of the papers' weights"
+    columns = ["as", f"{section['images']:,} samples", f"floor: {section['floor_images']:,} held-out images"]
     return (
-        f"## Fréchet Inception distance\n\n{section['images']:,} images a set, to all {section['training_images']:,} "
-        f"training images; the weights' SHA-256 begins with {section['weights'][:8]}. Its bias falls with the number "
-        f"of images: compare figures of equal numbers.\n\n"
-        f"{markdown_table(['as', 'samples', 'floor: held-out images'], rows)}"
+        f"## Fréchet Inception distance\n\nTo all {section['training_images']:,} training images; the SHA-256 of the "
+        f"weights begins with {section['weights'][:8]}{known}. The bias falls with the number of images: compare "
+        f"figures of equal numbers.\n\n{markdown_table(columns, rows)}"
     )
 
 

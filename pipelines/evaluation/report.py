@@ -84,9 +84,8 @@ class Reporter:
         """Return the Inception distances of the samples and of the held-out images to all training images."""
         assert self.inception_network is not None
         assert self.test is not None
-        count = min(len(self.test), len(self.samples.sets[0]))
-        sets = [images[:count] for images in self.samples.sets]
-        return self.inception_network.compare(self.train.images, sets, self.test.images[some_rows(self.test, count)])
+        held_out = self.test.images[some_rows(self.test, len(self.samples.sets[0]))]
+        return self.inception_network.compare(self.train.images, self.samples.sets, held_out)
 
     def classes(self) -> Report:
         """Return the distance of each class, and the judge's agreement with the classes asked for."""

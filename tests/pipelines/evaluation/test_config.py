@@ -65,6 +65,10 @@ def test_images_are_as_many_as_the_held_out_ones_can_stand_beside(num_images, he
     assert (config.num_images, config.sweep_images) == expected
 
 
+def test_without_distances_any_number_of_images_can_be_asked_for():
+    assert EvaluationConfig(num_images=50_000, sections=["inception"]).shrunk(140).num_images == 50_000
+
+
 def test_notes_say_what_a_small_set_cannot_have():
     assert notes_on(["distances"], {}, 10_000, 10_000) == []
     left_out = reasons_of_set(1260, 140, False)

@@ -53,7 +53,7 @@ def test_with_its_resizing_it_is_the_distance_of_torchmetrics(inception, weights
     metric.update(samples, real=False)
     ours = inception.compare(real, [samples], samples)["distances"]["torch-fidelity"]
     assert ours["samples"] == [pytest.approx(metric.compute().item(), rel=1e-3)]
-    assert ours["floor"] == pytest.approx(ours["samples"][0], rel=1e-9)
+    assert ours["floor"] == pytest.approx(ours["samples"][0], rel=1e-9)  # of the same images
 
 
 def test_its_features_are_those_of_torch_fidelity(inception, weights, sets):
