@@ -196,10 +196,27 @@ def judge_images(judge: Judge, images: Tensor) -> tuple[Tensor, Tensor]:
     They are computed in float32, also under the caller's autocast.
     """
     device = judge.head.weight.device
+
+    def compute(batch: Tensor) -> Tensor:
+        return torch.cat(judge(batch.to(device).float() / 127.5 - 1), dim=1).to(images.device)
+
     with torch.autocast(device.type, enabled=False):
-        results = [judge(batch.to(device).float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
-    features, scores = (torch.cat(parts).to(images.device) for parts in zip(*results, strict=True))
-    return features, scores.argmax(dim=1)
+        features, scores = in_batches(compute, images).split([NUM_FEATURES, judge.head.out_features], dim=1)
+    return features.contiguous(), scores.argmax(dim=1)
+
+
+def in_batches(compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return the rows that are computed of images, `(count, features)`, batch by batch.
+
+    They are written into one tensor: between many small ones, freed memory of batches cannot be used again.
+    """
+    result = torch.empty(0)
+    for start in range(0, len(images), BATCH_SIZE):
+        rows = compute(images[start : start + BATCH_SIZE])
+        if not start:
+            result = rows.new_empty(len(images), *rows.shape[1:])
+        result[start : start + len(rows)] = rows
+    return result
 
 
 def frechet_to_train(judge: Judge, images: Tensor) -> float:

@@ -11,14 +11,13 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d
 from denoiser.data import CLASS_NAMES, ImageSet
 from denoiser.randomness import EVALUATION, seeded_generator
 from pipelines.evaluation.distances import Moments
-from pipelines.evaluation.judge import SPLITS, Judge, find_judge, judge_images
+from pipelines.evaluation.judge import BATCH_SIZE, SPLITS, Judge, find_judge, in_batches, judge_images
 
 RANDOM_NETWORK = 6  # purpose of an `EVALUATION` generator: see `comparison` and `distances` for the others
 STAGE_CHANNELS = (16, 16, 32)
 NUM_COMPONENTS = 64
 MOST_FOR_STATISTICS, MOST_FOR_SCALE = 60_000, 10_000  # training images, evenly picked
 LARGEST_SIDE = 16  # of the images whose principal components are taken: larger ones are averaged down
-BATCH_SIZE = 250
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def fixed_space(train: ImageSet) -> FeatureSpace:
     @torch.no_grad()
     def respond(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            parts = [network(batch.cpu().float() / 127.5 - 1) for batch in images.split(BATCH_SIZE)]
-        return torch.cat(parts)
+            return in_batches(lambda batch: network(batch.cpu().float() / 127.5 - 1), images)
 
     known = torch.cat([respond(batch) for batch in evenly(train.images, MOST_FOR_SCALE)])
     mean, scale = known.mean(dim=0), known.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-3)  # above rounding
@@ -104,8 +102,7 @@ def pixel_space(train: ImageSet) -> FeatureSpace:
     components = directions[:, -kept:] / variances[-kept:].mean().clamp(min=1e-12).sqrt()
 
     def project(images: Tensor) -> Tensor:
-        parts = [((_levels(batch) - mean) / 255) @ components for batch in images.split(BATCH_SIZE)]
-        return torch.cat(parts).float()
+        return in_batches(lambda batch: (((_levels(batch) - mean) / 255) @ components).float(), images)
 
     return FeatureSpace("pixels", project)
 
