@@ -171,7 +171,7 @@ def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int,
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )
     learner = Learner(config.training, model, noise_schedule, accelerator, images)
-    validation = Validation(held_out.to(accelerator.device), config.sampling, config.training.evaluation_images)
+    validation = Validation(held_out, config.sampling, config.training.evaluation_images, images)
     connection.send(what)
     spent = 0.0
     while (until := connection.recv()) is not None:

@@ -120,6 +120,7 @@ class PerImage(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return an image, `(1, 16, 16)` in [-1, 1], and its label."""
         picture = Image.fromarray(self.images.images[index, 0].numpy())
+        assert self.images.labels is not None
         return self.transform(picture), int(self.images.labels[index])
 
 

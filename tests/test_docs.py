@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks import command as benchmark
 from pipelines.commands import distill, evaluate, prepare, restore, sample
 from pipelines.commands.parsed_run import ParsedRun
+from scripts import train_judge
 from tests.conftest import DATA_ROOT, ROOT
 
 CARDS = sorted((ROOT / "pipelines" / "weights").glob("*/README.md"))
@@ -30,6 +31,7 @@ PARSERS = {
     "prepare": prepare.build_parser(),
     "prepare_data": prepare.build_parser(),
     "benchmark": benchmark.build_parser(),
+    "train_judge": train_judge.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff", "wandb"}

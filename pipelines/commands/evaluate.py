@@ -2,22 +2,32 @@
 
 import sys
 import time
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from denoiser.data import ImageSet, load_fashion_mnist
+from denoiser.data import DataConfig, ImageSet, load_sets
 from denoiser.device import in_best_layout, must_use_cpu
-from denoiser.processes import optional, start_process
+from denoiser.processes import optional, start_process, tell
 from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
-from pipelines.commands.inputs import load_images
+from pipelines.commands.inputs import FEWEST_OF_A_CLASS, load_images
 from pipelines.commands.parser import Parser, add_sampling_arguments, check_unused, command, needed, sampling_config
-from pipelines.evaluation.comparison import check_count, check_images
-from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.judge import IMAGE_SHAPE, load_judge
+from pipelines.evaluation.comparison import check_count
+from pipelines.evaluation.config import (
+    EvaluationConfig,
+    notes_on,
+    reasons_of_images,
+    reasons_of_pipeline,
+    reasons_of_set,
+)
+from pipelines.evaluation.inception import SMALLEST, Inception, default_weights, why_not
+from pipelines.evaluation.judge import IMAGE_SHAPE, find_judge
 from pipelines.evaluation.markdown import render
 from pipelines.evaluation.report import Reporter, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
@@ -27,6 +37,12 @@ from pipelines.stepping import distilled_calls
 with needed("eval"):
     from pipelines.evaluation.plots import plot_report
 from pipelines.training.card import update_card
+
+RUN_CONFIG = "config.yaml"  # of a run folder, beside its pipeline
+UNUSED_WITH_IMAGES = [
+    each.name for each in fields(EvaluationConfig) if each.name not in ("seed", "sections", "inception_weights")
+]
+Shape = tuple[int, int, int]
 
 
 def build_parser() -> Parser:
@@ -42,79 +58,159 @@ def build_parser() -> Parser:
         type=str | None,
         help="folder of the report (default: beside what is evaluated, or runs/teacher, runs/user/name)",
     )
-    parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
+    parser.add_class_arguments(DataConfig, "data")
     add_sampling_arguments(parser, EvaluationConfig)
     return parser
 
 
-def from_images(path: Path, config: EvaluationConfig, test: ImageSet) -> tuple[Samples, list[str], dict[str, Any]]:
-    """Return images as samples, their sections, and the report's facts about them."""
-    images, labels = load_images(path)
-    sections = config.choose_sections("images were given, and it needs a pipeline", labels is not None, False)
-    check_images(images, len(test))
-    return Samples([images], labels), sections, {}
+def parse(arguments: Sequence[str]) -> Any:
+    """Return the options; those of the set default to those of the pipeline's run."""
+    parser = build_parser()
+    pipeline = parser.parse_args(arguments).pipeline
+    if pipeline is not None and pipeline not in PRETRAINED:
+        parser.set_defaults(data_of_run(Path(pipeline).absolute().parent / RUN_CONFIG))
+    return parser.instantiate(parser.parse_args(arguments))
+
+
+def data_of_run(path: Path) -> dict[str, Any]:
+    """Return the settings of the set in the config of a run, as options; none if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        section = yaml.safe_load(path.read_text(encoding="utf-8")).get("data") or {}
+        known = [entry.name for entry in fields(DataConfig) if entry.name in section]
+        return {f"data.{name}": value for name, value in asdict(DataConfig(**{n: section[n] for n in known})).items()}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read ({reason}); mend it, or move the pipeline away from it") from error
+
+
+def load(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet | None]:
+    """Load the set as its training did, or else in the shape of the pipeline's images.
+
+    FashionMNIST is by default of the pipeline's size, or 16x16.
+    """
+    size = (shape or IMAGE_SHAPE)[1:] if data.source == DataConfig.source else None
+    train, test = load_sets(data, size)
+    if shape is not None and tuple(train.images.shape[1:]) != shape:
+        train, test = load_sets(data, shape[1:], shape[0])
+    own = tuple(train.images.shape[1:])
+    if shape is not None and own != shape:
+        raise ValueError(
+            f"the set's images are {own} (channels, height, width), and the pipeline makes {shape}; leave data.size "
+            "and data.channels out"
+        )
+    return train, test
+
+
+def from_images(path: Path, train: ImageSet, test: ImageSet | None) -> tuple[Samples, dict[str, str]]:
+    """Return images as samples, and the reasons against sections."""
+    channels, height, width = train.images.shape[1:]
+    count = len(train.class_names)
+    fewest = 0 if test is None or test.labels is None else int(torch.bincount(test.labels, minlength=count).min())
+    fewest = max(1, min(FEWEST_OF_A_CLASS, fewest))
+    images, labels = load_images(path, (channels, height, width), count, fewest)
+    return Samples([images], labels if count else None), reasons_of_images(bool(count) and labels is not None)
 
 
 def from_pipeline(
-    pipeline: DenoisingPipeline, config: EvaluationConfig, test: ImageSet, accelerator: Accelerator
-) -> tuple[SampleGenerator, list[str], dict[str, Any]]:
-    """Return the sample generator of a pipeline, its sections, and the report's facts about it."""
-    check_count(config.num_images, len(test))
-    if pipeline.image_shape != IMAGE_SHAPE:
-        raise ValueError(f"the pipeline makes images of {pipeline.image_shape}; the judge sees {IMAGE_SHAPE}")
-    conditional = pipeline.num_classes is not None
-    distilled = (
-        "the network is distilled, for a few noise levels only" if distilled_calls(pipeline.scheduler.config) else None
-    )
-    sections = config.choose_sections(distilled, conditional, conditional and hasattr(pipeline.unet, "null_label"))
-    pipeline.to(accelerator.device)
+    pipeline: DenoisingPipeline,
+    config: EvaluationConfig,
+    sections: Sequence[str],
+    images: ImageSet,
+    device: torch.device,
+) -> tuple[SampleGenerator, dict[str, Any]]:
+    """Return the sample generator of a pipeline, and the report's facts about it."""
+    pipeline.to(device)
     in_best_layout(pipeline.unet)
-    generator = SampleGenerator(pipeline, config, sections, test.to(accelerator.device))
     subject = {
         "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
         "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
     }
-    return generator, sections, subject
+    return SampleGenerator(pipeline, config, sections, images.to(device)), subject
+
+
+def reasons_against(pipeline: DenoisingPipeline) -> dict[str, str]:
+    """Return why sections cannot be made of a pipeline's samples, by section."""
+    conditional = pipeline.num_classes is not None
+    distilled = bool(distilled_calls(pipeline.scheduler.config))
+    return reasons_of_pipeline(distilled, conditional, conditional and hasattr(pipeline.unet, "null_label"))
+
+
+def open_inception(config: EvaluationConfig, train: ImageSet, device: torch.device) -> Inception:
+    """Return Inception; `ValueError` without its weights, or for images that it cannot measure."""
+    weights = default_weights() if config.inception_weights is None else Path(config.inception_weights)
+    channels, *size = train.images.shape[1:]
+    if (reason := why_not(weights, channels)) is not None:
+        raise ValueError(f"the section 'inception' cannot be made: {reason}; or leave it out")
+    if min(size) < SMALLEST:
+        tell([f"of images under {SMALLEST} pixels a side, Inception sees nearly nothing but their enlargement"])
+    with needed("fid"):
+        return Inception(weights, device)
+
+
+def folder_of_report(options: Any) -> Path:
+    """Return the given folder, or the one beside what is evaluated, or runs/teacher for a pipeline by name."""
+    if options.output_dir:
+        return Path(options.output_dir)
+    judged = Path(options.pipeline or options.images)
+    named = options.pipeline in PRETRAINED or not judged.exists()
+    return Path("runs") / judged if named else judged.absolute().parent
+
+
+def read_settings(options: Any) -> tuple[DenoisingPipeline | None, EvaluationConfig]:
+    """Return the pipeline, if one was given, and the settings."""
+    if (options.pipeline is None) == (options.images is None):
+        raise ValueError("give either --pipeline or --images to evaluate")
+    if options.images:
+        check_unused(EvaluationConfig, options, UNUSED_WITH_IMAGES, "the images are given")
+        return None, sampling_config(EvaluationConfig, options, {})
+    pipeline = find_pipeline(options.pipeline)
+    return pipeline, sampling_config(EvaluationConfig, options, default_sampler(pipeline.scheduler))
 
 
 @command
 def main() -> None:
     """Evaluate, and print and write the report."""
-    parser = build_parser()
-    options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    if (options.pipeline is None) == (options.images is None):
-        raise ValueError("give either --pipeline or --images to evaluate")
-    if options.images:
-        unused = [each.name for each in fields(EvaluationConfig) if each.name not in ("seed", "sections")]
-        check_unused(EvaluationConfig, options, unused, "the images are given")
-    pipeline = None if options.pipeline is None else find_pipeline(options.pipeline)
-    config = sampling_config(EvaluationConfig, options, {} if pipeline is None else default_sampler(pipeline.scheduler))
-    judged = Path(options.pipeline or options.images)
-    named = options.pipeline in PRETRAINED or not judged.exists()  # not a folder, but a name, also of the Hub
-    beside = Path("runs") / judged if named else judged.absolute().parent
-    folder = Path(options.output_dir) if options.output_dir else beside
+    options = parse(sys.argv[1:])
+    pipeline, config = read_settings(options)
+    judged, folder = Path(options.pipeline or options.images), folder_of_report(options)
     check_report_folder(folder)
     start_process()
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no")
-    judge = load_judge()
-    with accelerator.main_process_first():
-        train, test = load_fashion_mnist(options.data_root, "train"), load_fashion_mnist(options.data_root, "test")
+    with accelerator.main_process_first():  # which prepares what is not prepared
+        train, test = load(options.data, None if pipeline is None else pipeline.image_shape)
+    judge, held_out = find_judge(train), 0 if test is None else len(test)
+    of_set = reasons_of_set(len(train), held_out, judge is not None)
 
     started = time.perf_counter()
+    subject: dict[str, Any] = {"judged": judged.name, "set": f"{options.data.source}, {len(train):,} training images"}
     if pipeline is None:
-        samples, sections, subject = from_images(judged, config, test)
+        samples, reasons = from_images(judged, train, test)
+        num_images = len(samples.sets[0])
     else:
-        generator, sections, subject = from_pipeline(pipeline, config, test, accelerator)
-    subject = {"judged": judged.name, **subject}
-    if options.pipeline:
+        config, reasons = config.shrunk(held_out), reasons_against(pipeline)
+        num_images = config.num_images
+    sections = config.choose_sections({**of_set, **reasons})
+    if "distances" in sections:
+        check_count(num_images, held_out)
+    if pipeline is not None:
+        images = train if test is None else test
+        generator, facts = from_pipeline(pipeline, config, sections, images, accelerator.device)
+        subject |= facts
+    left_out = {} if config.sections else {name: why for name, why in of_set.items() if name not in reasons}
+    notes = notes_on(sections, left_out, num_images, min(len(train), held_out))
+    tell([f"{note}." for note in notes])
+    inception = open_inception(config, train, accelerator.device) if "inception" in sections else None
+    if pipeline is not None:
         with tqdm(total=generator.work, unit="call", unit_scale=True, desc="sampling") as bar:
             generator.on_work = lambda calls: bar.update(calls * accelerator.num_processes)
             samples = generator.generate()
     seconds = {"sampling": time.perf_counter() - started}
     if accelerator.is_main_process:
         print("judging …", file=sys.stderr)
-        reporter = Reporter(samples, judge, train, test, config.seed)
-        report = {"subject": subject, **make_report(reporter, sections)}
+        reporter = Reporter(samples, judge, train, test, config.seed, inception)
+        report = {"subject": subject, **make_report(reporter, sections, notes)}
         seconds["judging"] = time.perf_counter() - started - seconds["sampling"]
         speeds = {sampler: config.sweep_images / spent for sampler, spent in samples.seconds_by_sampler.items()}
         page, pictures = render(report, speeds), plot_report(report, samples, train)
@@ -122,7 +218,7 @@ def main() -> None:
         print("\n".join(line for line in page.splitlines() if not line.startswith("![")))  # a terminal shows none
         print(f"report: {folder / 'report.md'}")
         print(f"{seconds['sampling']:.0f} s of sampling, {seconds['judging']:.0f} s of judging")
-        if options.pipeline and not options.output_dir and not named:
+        if options.pipeline and not options.output_dir and Path(options.pipeline).exists():
             with optional("updating the model card"):
                 update_card(judged, report)
 

@@ -22,14 +22,21 @@ FEWEST_OF_A_CLASS = 100
 LARGEST_FILE = 1 << 30  # bytes in memory: a hundred times what can be judged
 
 
-def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[Tensor, Tensor | None]:
+def load_images(
+    path: Path,
+    shape: tuple[int, int, int] = IMAGE_SHAPE,
+    num_classes: int = NUM_CLASSES,
+    fewest_of_a_class: int = FEWEST_OF_A_CLASS,
+) -> tuple[Tensor, Tensor | None]:
     """Load images and, if the file has them, labels.
 
     Args:
         path: A PNG file, a folder of them, in the order of their names, or an `.npz` file with "images"
             (or a single array of any name) and optional "labels". Images are `(count, height, width)`,
             or with channels second or last, uint8 from 0 to 255 or floating from 0 to 1.
-        shape: Required channels (1 or 3), height and width.
+        shape: Required channels (1 or 3 for PNG files), height and width.
+        num_classes: Labels go from 0 to below this.
+        fewest_of_a_class: Number of images that each class needs, if there are labels.
 
     Returns:
         uint8 `(count, channels, height, width)`, and int64 `(count,)` or None.
@@ -52,7 +59,7 @@ def load_images(path: Path, shape: tuple[int, int, int] = IMAGE_SHAPE) -> tuple[
     if "images" not in arrays and len(arrays) != 1:
         raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images'")
     images = _as_images(arrays.get("images", next(iter(arrays.values()))), path, shape)
-    return images, None if labels is None else _as_labels(labels, len(images), path)
+    return images, None if labels is None else _as_labels(labels, len(images), path, num_classes, fewest_of_a_class)
 
 
 def _read_png(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -105,14 +112,14 @@ def _as_images(array: np.ndarray, path: Path, shape: tuple[int, int, int]) -> Te
     return torch.from_numpy((array * 255).round().astype(np.uint8))
 
 
-def _as_labels(array: np.ndarray, count: int, path: Path) -> Tensor:
+def _as_labels(array: np.ndarray, count: int, path: Path, num_classes: int, fewest: int) -> Tensor:
     if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{path} has labels of shape {array.shape} and type {array.dtype}; give {count} whole numbers")
-    if array.min() < 0 or array.max() >= NUM_CLASSES:
-        raise ValueError(f"{path} has labels from {array.min()} to {array.max()}; they go from 0 to {NUM_CLASSES - 1}")
-    if (fewest := np.bincount(array, minlength=NUM_CLASSES).min()) < FEWEST_OF_A_CLASS:
-        wanted = f"{FEWEST_OF_A_CLASS} of each of the {NUM_CLASSES}"
-        raise ValueError(f"{path} has {fewest} images labelled as one class; give {wanted}, or leave the labels out")
+    if array.min() < 0 or array.max() >= num_classes:
+        raise ValueError(f"{path} has labels from {array.min()} to {array.max()}; they go from 0 to {num_classes - 1}")
+    if (least := np.bincount(array, minlength=num_classes).min()) < fewest:
+        wanted = f"{fewest} of each of the {num_classes}"
+        raise ValueError(f"{path} has {least} images labelled as one class; give {wanted}, or leave the labels out")
     return torch.from_numpy(array.astype(np.int64))
 
 

@@ -1,7 +1,6 @@
 """Samples against both splits of the data in a feature space, with a floor and a ceiling."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,83 +8,53 @@ from torch import Tensor
 
 from denoiser.data import ImageSet
 from denoiser.randomness import EVALUATION, seeded_generator
-from pipelines.evaluation.distances import MIN_IMAGES, Cloud, Moments, compare, fidelity, frechet_distance, nearest
-from pipelines.evaluation.judge import IMAGE_SHAPE, SPLITS, Judge, judge_images
+from pipelines.evaluation.distances import (
+    FEWEST_FOR_FRECHET,
+    MIN_IMAGES,
+    Cloud,
+    Moments,
+    compare,
+    fidelity,
+    frechet_distance,
+    nearest,
+)
+from pipelines.evaluation.spaces import BATCH_SIZE, FeatureSpace, pixel_statistics
 
 CEILING, TRAIN_SUBSET, TEST_SUBSET = 1, 2, 3  # purposes of `EVALUATION` generators
 ROUNDING = 1e-9
 Figures = dict[str, float]
-NUM_COMPONENTS = 64
 
 
-@dataclass(frozen=True)
-class FeatureSpace:
-    """Feature space: its name, its map from uint8 images to `(count, features)`, and known moments."""
+def check_count(num_images: int, held_out: int) -> None:
+    """Raise `ValueError` unless this number of images can stand beside this number of held-out ones.
 
-    name: str
-    features: Callable[[Tensor], Tensor]
-    moments: Mapping[str, Moments] | None = None
-
-
-def judge_space(judge: Judge) -> FeatureSpace:
-    """Return the feature space of the judge."""
-    moments = {split: judge.moments(split) for split in SPLITS}
-    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0], moments)
-
-
-def pixel_space(train: ImageSet) -> FeatureSpace:
-    """Return the space of the training images' first 64 principal components, of variance 1 on average.
-
-    Nothing here is invariant, as a network's features can be to a shift by one pixel.
+    With fewer held-out images than the kernel distance needs, any number can.
     """
-    pixels = train.images.flatten(1).double() / 255
-    mean = pixels.mean(dim=0)
-    variances, directions = torch.linalg.eigh(pixels.T.cov())  # in the order of rising variance
-    components = directions[:, -NUM_COMPONENTS:]
-    components = components / variances[-NUM_COMPONENTS:].mean().sqrt()
-
-    def project(images: Tensor) -> Tensor:
-        return ((images.flatten(1).double() / 255 - mean) @ components).float()
-
-    return FeatureSpace("pixels", project)
-
-
-def check_images(images: Tensor, most: int) -> None:
-    """Raise `ValueError` unless the judge supports the images and their number."""
-    if tuple(images.shape[1:]) != IMAGE_SHAPE:
-        raise ValueError(
-            f"the images are {tuple(images.shape[1:])} (channels, height, width); the judge sees (1, 16, 16)"
-        )
-    if images.dtype != torch.uint8:
-        raise ValueError(f"the images are {images.dtype}; give uint8, 0 to 255")
-    check_count(len(images), most)
-
-
-def check_count(num_images: int, most: int) -> None:
-    """Raise `ValueError` unless the distances can be measured with this number of images."""
-    if not MIN_IMAGES <= num_images <= most:
+    if held_out >= MIN_IMAGES and not MIN_IMAGES <= num_images <= held_out:
         raise ValueError(
             f"{num_images} images cannot be judged; give at least {MIN_IMAGES}, which the kernel distance needs, "
-            f"and at most {most}, as many as the test split has to stand beside them"
+            f"and at most {held_out}, as many as the held-out images that stand beside them"
         )
 
 
 def noise_images(train: ImageSet, count: int, seed: int) -> Tensor:
-    """Return the ceiling: Gaussian noise with each pixel's moments, uint8 `(count, 1, 16, 16)`."""
-    pixels = train.images.float()
+    """Return the ceiling: Gaussian noise with each pixel's moments, uint8 `(count, channels, height, width)`."""
+    mean, deviation = pixel_statistics(train.images)
     generator = seeded_generator(EVALUATION, seed, CEILING)
-    noise = torch.randn(count, *IMAGE_SHAPE, generator=generator)
-    return (pixels.mean(dim=0) + pixels.std(dim=0) * noise).round().clamp(0, 255).byte()
+    sizes = [len(part) for part in torch.arange(count).split(BATCH_SIZE)]
+    noise = (torch.randn(size, *mean.shape, generator=generator) for size in sizes)
+    return torch.cat([(mean + deviation * part).round().clamp(0, 255).byte() for part in noise])
 
 
 class Comparison:
-    """Comparison with both splits in a feature space."""
+    """Comparison with both splits in a feature space, or with the training images alone."""
 
-    def __init__(self, space: FeatureSpace, train: ImageSet, test: ImageSet) -> None:
+    def __init__(self, space: FeatureSpace, train: ImageSet, test: ImageSet | None) -> None:
         self.space = space
-        self.sets = {"train": train, "test": test}
+        self.sets = {"train": train} if test is None else {"train": train, "test": test}
         self.features = {split: space.features(images.images) for split, images in self.sets.items()}
-        self.moments = space.moments or {split: Moments.of(features) for split, features in self.features.items()}
+        known = space.moments or {}
+        self.moments = {split: known.get(split) or Moments.of(features) for split, features in self.features.items()}
 
     def figures(self, features: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
         """Return the figures of samples, `(count, features)`, by split, beside a floor and a ceiling.
@@ -109,16 +78,23 @@ class Comparison:
         return {"frechet": frechet_distance(self.moments["train"], cloud.moments), "recall": recall}
 
     def by_class(self, features: Tensor, labels: Tensor) -> list[Figures]:
-        """Return each class's Fréchet distance to its training images, and that of as many test images.
+        """Return each class's Fréchet distance to its training images, and that of as many held-out images.
 
-        Samples of a class beyond its number of test images are ignored.
+        Samples of a class beyond its number of held-out images are ignored. Classes with fewer than a
+        hundred of one of the three have an empty row.
         """
-        train = self.sets["train"]
-        rows = []
+        train, test = self.sets["train"], self.sets["test"]
+        assert train.labels is not None
+        assert test.labels is not None
+        rows: list[Figures] = []
         for label in range(len(train.class_names)):
-            real = Moments.of(self.features["train"][train.labels == label])
-            samples, held_out = features[labels == label], self.features["test"][self.sets["test"].labels == label]
+            known = self.features["train"][train.labels == label]
+            samples, held_out = features[labels == label], self.features["test"][test.labels == label]
             count = min(len(samples), len(held_out))
+            if min(count, len(known)) < FEWEST_FOR_FRECHET:
+                rows.append({})
+                continue
+            real = Moments.of(known)
             distances = (frechet_distance(real, Moments.of(some[:count])) for some in (samples, held_out))
             rows.append(dict(zip(("frechet", "floor"), distances, strict=True)))
         return rows

@@ -14,6 +14,8 @@ from pipelines import image_grid
 from pipelines.evaluation.report import Report
 from pipelines.evaluation.samples import Samples
 
+PANEL_SIDE = 128  # pixels of an image in the panel of closest pairs
+
 
 def plot_report(report: Report, samples: Samples, train: ImageSet) -> dict[str, Image.Image]:
     """Return the plots of a report's sections by name."""
@@ -21,23 +23,25 @@ def plot_report(report: Report, samples: Samples, train: ImageSet) -> dict[str, 
         "classes": ("confusion", lambda: confusion_plot(report, train.class_names)),
         "guidance": ("guidance", lambda: guidance_plot(report)),
         "likelihood": ("likelihood", lambda: likelihood_plot(report)),
-        "memorisation": ("memorisation", lambda: memorisation_panel(report, samples, train)),
         "samplers": ("samplers", lambda: samplers_plot(report)),
     }
-    return {name: make() for section, (name, make) in makers.items() if section in report}
+    pictures = {name: make() for section, (name, make) in makers.items() if section in report}
+    for space, section in report.get("memorisation", {}).items():
+        pictures[f"memorisation_{space}"] = memorisation_panel(section["closest_pairs"], samples, train)
+    return pictures
 
 
-def memorisation_panel(report: Report, samples: Samples, train: ImageSet) -> Image.Image:
-    """Return a grid of the twelve closest pairs: sample left, training image right, three pairs a row."""
-    pairs = report["memorisation"]["closest_pairs"]
+def memorisation_panel(pairs: Sequence[dict[str, Any]], samples: Samples, train: ImageSet) -> Image.Image:
+    """Return a grid of the closest pairs: sample left, training image right, three pairs a row."""
     both = [(samples.sets[0][pair["image"]], train.images[pair["training_image"]]) for pair in pairs]
-    return image_grid(torch.stack([image for pair in both for image in pair]) / 255, columns=6, scale=8)
+    scale = max(1, PANEL_SIDE // max(train.images.shape[2:]))
+    return image_grid(torch.stack([image for pair in both for image in pair]) / 255, columns=6, scale=scale)
 
 
 def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
     """Plot the confusion matrix: the judge's class (column) of images of each class asked for (row)."""
     shares = np.array(report["classes"]["confusion"], dtype=float)
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares /= shares.sum(axis=1, keepdims=True).clip(min=1)
     figure, axes = new_figure()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(*shares.shape):
@@ -51,12 +55,14 @@ def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
 
 
 def guidance_plot(report: Report) -> Image.Image:
-    """Plot agreement and recall against the guidance scale, with the floors of real test images."""
+    """Plot agreement and recall against the guidance scale, with the floors of real held-out images."""
     *rows, floor = report["guidance"]
     figure, axes = new_figure()
     for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
+        if name not in floor:
+            continue
         axes.plot([row["scale"] for row in rows], [row[name] for row in rows], "o-", label=label, color=colour)
-        axes.axhline(floor[name], linestyle=":", label=f"{label}: real test images", color=colour)
+        axes.axhline(floor[name], linestyle=":", label=f"{label}: real held-out images", color=colour)
     axes.set(xlabel="guidance scale", ylabel="share", ylim=(0, 1.02))
     axes.legend()
     return picture_of(figure)
@@ -79,7 +85,7 @@ def samplers_plot(report: Report) -> Image.Image:
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
         axes.plot([row["calls"] for row in own], [row["frechet"] for row in own], "o-", label=name)
-    axes.axhline(floor["frechet"], linestyle=":", color="black", label="real test images")
+    axes.axhline(floor["frechet"], linestyle=":", color="black", label="real held-out images")
     axes.set_ylim(bottom=0)
     axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log")
     axes.legend()

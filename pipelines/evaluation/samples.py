@@ -25,7 +25,7 @@ OF_SETS = {"distances", "classes", "memorisation"}  # the sections on the sets o
 
 @dataclass
 class Samples:
-    """Samples of an evaluation, uint8 `(count, 1, 16, 16)`, and the bound of the test split's likelihood."""
+    """Samples of an evaluation, uint8 `(count, channels, height, width)`, and the bound on held-out images."""
 
     sets: list[Tensor]  # one for each seed
     labels: Tensor | None = None  # (num_images,), the class asked for
@@ -49,7 +49,10 @@ class SampleGenerator:
         self.on_work: Callable[[int], object] = lambda calls: None
         self.noise_schedule = pipeline.noise_schedule
         if pipeline.num_classes not in (None, len(test.class_names)):
-            raise ValueError(f"the network has {pipeline.num_classes} classes, and the data {len(test.class_names)}")
+            raise ValueError(
+                f"the network has {pipeline.num_classes} classes, and the data {len(test.class_names)}; give the set "
+                "that it was trained on"
+            )
         plain = SamplingConfig(**{entry.name: getattr(config, entry.name) for entry in fields(SamplingConfig)})
         swept = replace(plain, num_images=config.sweep_images)
         self.sets = [replace(plain, seed=config.seed + index) for index in range(config.seeds)]
@@ -91,7 +94,7 @@ class SampleGenerator:
         return samples
 
     def images(self, sampling: SamplingConfig) -> Tensor:
-        """Generate uint8 images, `(num_images, 1, 16, 16)`."""
+        """Generate uint8 images, `(num_images, channels, height, width)`."""
         kept = self.pipeline.scheduler
         self.pipeline.scheduler = make_scheduler(sampling.scheduler, kept.config)
         images = sample_shared(self.pipeline, sampling, lambda count: self.on_work(count * calls(sampling)))

@@ -110,7 +110,8 @@ def update_card(folder: Path, report: dict[str, Any]) -> None:
         return
     facts = report["subject"]
     intro = f"{report['sets']} sets of {report['images']:,} images, {facts['sampler']}; mean ± spread.\n\n"
-    page = intro + distances(report).removeprefix("## Distances\n\n")
+    notes = "".join(f"{note}.\n\n" for note in report.get("notes", ()))
+    page = intro + notes + distances(report).removeprefix("## Distances\n\n")
     text, count = _EVALUATION.subn(lambda found: found[1] + page + found[2], path.read_text("utf-8", "surrogateescape"))
     if count:
         with atomic_path(path) as temporary:

@@ -1,23 +1,23 @@
 """Metrics of the training steps, and evaluation during training."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from denoiser.checks import check_between
-from denoiser.data import CLASS_NAMES, ImageSet
+from denoiser.checks import LARGEST, check_between
+from denoiser.data import ImageSet
+from denoiser.processes import tell
 from denoiser.randomness import HELD_OUT, seeded_generator
 from pipelines import DenoisingPipeline, SamplingConfig
-from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
-from pipelines.evaluation.judge import IMAGE_SHAPE, frechet_to_train, load_judge
+from pipelines.evaluation.distances import FEWEST_FOR_FRECHET, Moments, frechet_distance
+from pipelines.evaluation.spaces import FeatureSpace, best_space, some_rows
 from pipelines.sampling import sample_shared
 from pipelines.training.loss import denoising_loss
 
@@ -90,42 +90,75 @@ def _means(sums: Tensor, counts: Tensor) -> dict[str, float]:
 
 
 class Validation:
-    """Evaluation during training: held-out loss and, for FashionMNIST at 16x16, Fréchet distance.
+    """Evaluation during training: held-out loss, and Fréchet distance to the training images.
 
-    The noise is the same each time. `count` is the number of samples, and of held-out images for the
-    floor. Raises an error if the count is out of range, or the judge's file missing or altered.
+    The distance is measured in the features of the set's judge, or without one of fixed convolutions.
+    With fewer held-out images than `count`, all are used; with fewer than a hundred, there is no distance.
+    The noise is the same each time.
+
+    Args:
+        held_out: Images that are never trained on.
+        sampling: Settings of the samples.
+        count: Number of samples, and of held-out images.
+        train: Training images.
+
+    Raises:
+        ValueError: If the count is below a hundred, or the judge's file altered.
+        FileNotFoundError: If the judge's file is missing.
     """
 
-    def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int) -> None:
-        if len(held_out) < FEWEST_FOR_FRECHET:
-            raise ValueError(f"{len(held_out)} held-out images cannot be judged; give at least {FEWEST_FOR_FRECHET}")
-        check_between(FEWEST_FOR_FRECHET, len(held_out), evaluation_images=count)
-        self.held_out = ImageSet(held_out.images[:count], held_out.labels[:count], held_out.class_names)
-        self.sampling = replace(sampling, num_images=count, batch_size=VALIDATION_BATCH_SIZE)
-        known = held_out.class_names == CLASS_NAMES and tuple(held_out.images.shape[1:]) == IMAGE_SHAPE
-        self.frechet = partial(frechet_to_train, load_judge()) if known else None
-        self.floor = self.frechet(self.held_out.images.cpu()) if self.frechet else math.nan
+    def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int, train: ImageSet) -> None:
+        check_between(FEWEST_FOR_FRECHET, LARGEST, evaluation_images=count)
+        rows = some_rows(held_out, count).to(held_out.images.device)
+        labels = None if held_out.labels is None else held_out.labels[rows]
+        self.held_out = replace(held_out, images=held_out.images[rows], labels=labels)
+        self.sampling = replace(sampling, num_images=len(rows), batch_size=VALIDATION_BATCH_SIZE)
+        self.space: FeatureSpace | None = None
+        if few := _too_few(len(rows), len(train), count):
+            tell([few])
+        if min(len(rows), len(train)) >= FEWEST_FOR_FRECHET:
+            self.space = best_space(train)
+            self.floor = self._distance(self.held_out.images.cpu())
 
-    def frechet_distance(self, pipeline: DenoisingPipeline) -> dict[str, float]:
-        """Return the distance of samples with its floor, if the data has a judge; all processes share the work."""
-        figures: dict[str, float] = {"evaluation_images": len(self.held_out)}
-        if self.frechet is not None:
+    def _distance(self, images: Tensor) -> float:
+        assert self.space is not None
+        assert self.space.moments is not None
+        return frechet_distance(self.space.moments["train"], Moments.of(self.space.features(images)))
+
+    def frechet_distance(self, pipeline: DenoisingPipeline) -> dict[str, Any]:
+        """Return the distance of samples, its space and its floor, if there is one; all processes share the work."""
+        figures: dict[str, Any] = {"evaluation_images": len(self.held_out)}
+        if self.space is not None:
             images = sample_shared(pipeline, self.sampling)
-            figures |= {"frechet": self.frechet(images), "frechet_floor": self.floor}
+            distances = {"frechet": self._distance(images), "frechet_floor": self.floor}
+            figures |= {**distances, "frechet_space": self.space.name}
         return figures
 
     @torch.no_grad()
     def held_out_loss(self, pipeline: DenoisingPipeline, noise_schedule: DDPMScheduler) -> dict[str, float]:
         """Return the loss on the held-out images, over all timesteps and by quarter."""
         num_timesteps, count = noise_schedule.config.num_train_timesteps, len(self.held_out)
-        device = self.held_out.images.device
+        device = pipeline.device
         generator = seeded_generator(HELD_OUT, 0)
-        noise = torch.randn(self.held_out.images.shape, generator=generator).to(device)
         timesteps = (torch.arange(count) * num_timesteps // count).to(device)
         losses = []
-        for rows in torch.arange(count, device=device).split(VALIDATION_BATCH_SIZE):
-            images, labels = self.held_out.batch(rows)
+        for rows in torch.arange(count).split(VALIDATION_BATCH_SIZE):
+            images, labels = self.held_out.batch(rows, device)
+            noise = torch.randn(images.shape, generator=generator).to(device)
             classes = labels if pipeline.num_classes is not None else None
-            losses.append(denoising_loss(pipeline.unet, noise_schedule, images, noise[rows], timesteps[rows], classes))
+            part = timesteps[rows.to(device)]
+            losses.append(denoising_loss(pipeline.unet, noise_schedule, images, noise, part, classes))
         by_quarter = _means(*_sums_by_quarter(torch.cat(losses), timesteps, num_timesteps))
         return {f"held_out_{name}": value for name, value in by_quarter.items()}
+
+
+def _too_few(held_out: int, train: int, wanted: int) -> str | None:
+    """Return what too few images leave of an evaluation, or None."""
+    if min(held_out, train) < FEWEST_FOR_FRECHET:
+        return (
+            f"evaluations have no Fréchet distance: it needs {FEWEST_FOR_FRECHET} images held out and as many to train "
+            f"on, and there are {held_out} and {train}"
+        )
+    if held_out < wanted:
+        return f"evaluations are of {held_out} images, all that are held out, and not of evaluation_images {wanted}"
+    return None

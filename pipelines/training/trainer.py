@@ -96,8 +96,9 @@ class Trainer:
         self.validation: Validation | None = None
         if held_out is not None:
             learner.check_images(held_out)
-            self.validation = Validation(held_out.to(accelerator.device), config.sampling, training.evaluation_images)
-        self.evaluation: dict[str, float] = {}  # the latest
+            count = training.evaluation_images
+            self.validation = Validation(held_out, config.sampling, count, learner.images)
+        self.evaluation: dict[str, Any] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, self._identity(), accelerator.is_main_process)
         self._check_same_checkpoint()

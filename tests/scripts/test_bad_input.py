@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from denoiser.data import CLASS_NAMES, fashion_mnist
 from pipelines import DenoisingPipeline, make_scheduler, save_images
 from pipelines.commands import distill, evaluate, parser, restore, sample, train
 from pipelines.commands.parsed_run import ParsedRun
-from pipelines.evaluation.judge import CARD, WEIGHTS, load_judge
+from pipelines.evaluation import judge
+from pipelines.evaluation.judge import CARD, PACKAGE, WEIGHTS
+from scripts import train_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
 
@@ -377,7 +380,18 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
     [
         ("nowhere", "", "nowhere is not a saved pipeline"),
         ("damaged", "", "damaged cannot be loaded as a pipeline"),
-        ("large", "", "the pipeline makes images of (1, 32, 32); the judge sees (1, 16, 16)"),
+        (
+            "large",
+            "--data.size 16",
+            "the set's images are (1, 16, 16) (channels, height, width), and the pipeline makes",
+        ),
+        ("classes", "--data.source nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
+        ("classes", "--data.labels false", "the network has 10 classes, and the data 0; give the set that it was"),
+        (
+            "classes",
+            "--inception_weights nowhere.pth",
+            "the section 'inception' cannot be made: nowhere.pth is missing",
+        ),
         ("classes", "--num_images 1999", "1999 images cannot be judged; give at least 2000"),
         ("classes", "--num_images 10001", "10001 images cannot be judged"),
         ("classes", "--seeds 0", "seeds is 0"),
@@ -395,7 +409,7 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
 )
 def test_evaluating(error_of, pipelines, tmp_path, pipeline, arguments, message):
     before = sorted(pipelines.rglob("*"))
-    given = ["--pipeline", pipelines / pipeline, "--data_root", DATA_ROOT]
+    given = ["--pipeline", pipelines / pipeline, "--data.root", DATA_ROOT]
     assert message in error_of(evaluate, *given, *arguments.split())
     assert list(tmp_path.iterdir()) == []
     assert sorted(pipelines.rglob("*")) == before
@@ -403,7 +417,7 @@ def test_evaluating(error_of, pipelines, tmp_path, pipeline, arguments, message)
 
 def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     np.savez(tmp_path / "few.npz", images=np.zeros((1999, 16, 16), np.uint8))
-    given = ["--data_root", DATA_ROOT, "--images"]
+    given = ["--data.root", DATA_ROOT, "--images"]
     assert "1999 images cannot be judged" in error_of(evaluate, *given, "few.npz")
     assert "nowhere is neither a PNG file" in error_of(evaluate, *given, "nowhere")
     assert "the images have no labels" in error_of(evaluate, *given, "few.npz", "--sections", "[classes]")
@@ -412,11 +426,48 @@ def test_evaluating_images_that_cannot_be(error_of, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["few.npz"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data: {source: [", "config.yaml cannot be read (while parsing"),
+        ("data: {size: 3}", "config.yaml cannot be read (size is 3; it must be from 8 to 256); mend it, or move"),
+        ("[1]", "config.yaml cannot be read ("),
+    ],
+)
+def test_evaluating_beside_a_config_that_cannot_be_read(error_of, pipelines, tmp_path, content, message):
+    (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+    shutil.copytree(pipelines / "classes", tmp_path / "pipeline")
+    assert message in error_of(evaluate, "--pipeline", "pipeline", "--data.root", DATA_ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--data.source plain.npy", "plain.npy has no classes; a set without them is evaluated without a classifier"),
+        (
+            "--data.source labelled.npz --data.held_out 0",
+            "too few held-out images to test a classifier; give --data.held",
+        ),
+        ("--data.source labelled.npz --epochs 0", "epochs is 0"),
+        ("--data.source nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
+        ("--package true --data.size 32", "of the set's options, --package takes data.root alone"),
+    ],
+)
+def test_training_a_judge(error_of, held_out, tmp_path, arguments, message):
+    images = held_out.images[:20].numpy()
+    np.save(tmp_path / "plain.npy", images)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 2)
+    assert message in error_of(train_judge, "--data.root", "data", *arguments.split())
+    assert list(tmp_path.rglob("judge.*")) == []
+
+
 def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch):
-    weights = tmp_path / "judge.safetensors"
-    monkeypatch.setattr(evaluate, "load_judge", functools.partial(load_judge, weights, CARD))
-    given = ["--pipeline", pipelines / "classes", "--data_root", DATA_ROOT]
+    weights = tmp_path / WEIGHTS
+    shutil.copy(PACKAGE / CARD, tmp_path)
+    monkeypatch.setattr(judge, "PACKAGE", tmp_path)
+    monkeypatch.setattr(judge, "load_judge", functools.partial(judge.load_judge, tmp_path))
+    given = ["--pipeline", pipelines / "classes", "--data.root", DATA_ROOT]
     assert "judge.safetensors is missing: install the package again" in error_of(evaluate, *given)
-    weights.write_bytes(WEIGHTS.read_bytes()[:-1] + b"?")
+    weights.write_bytes((Path(judge.__file__).parent / WEIGHTS).read_bytes()[:-1] + b"?")
     assert "judge.safetensors was altered: its SHA-256 should be" in error_of(evaluate, *given)
     assert not (pipelines / "report.json").exists()

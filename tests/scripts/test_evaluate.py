@@ -5,16 +5,24 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from diffusers import DDPMScheduler
 from PIL import Image
 
+from pipelines import DenoisingPipeline
 from pipelines.commands import evaluate
-from pipelines.evaluation.config import SECTIONS
-from tests.conftest import DATA_ROOT, ROOT
+from pipelines.evaluation.config import BY_DEFAULT
+from scripts import train_judge
+from tests.conftest import DATA_ROOT, ROOT, tiny_unet
 from tests.scripts.conftest import command
 
-EVALUATE = ["scripts/evaluate.py", "--data_root", str(DATA_ROOT)]
+EVALUATE = ["scripts/evaluate.py", "--data.root", str(DATA_ROOT)]
 SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_timesteps", "2"]
-PICTURES = ["confusion.png", "guidance.png", "likelihood.png", "memorisation.png", "samplers.png"]
+PICTURES = [
+    *("confusion.png", "guidance.png", "likelihood.png", "memorisation_judge.png", "memorisation_pixels.png"),
+    "samplers.png",
+]
 
 
 def report_of(pipeline, output_dir, *options, launch=(), **environment):
@@ -41,7 +49,7 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
         json.loads((run_dir / "report.json").read_text(encoding="utf-8")),
         (run_dir / "report.md").read_text(encoding="utf-8"),
     )
-    assert {*SECTIONS, "subject", "judge"} <= report.keys()
+    assert {*BY_DEFAULT, "subject", "judge"} <= report.keys()
     assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed
     for title in ("Distances", "By class", "Guidance", "Likelihood", "Memorisation", "Samplers"):
         assert f"\n## {title}\n" in page
@@ -98,15 +106,87 @@ def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp
 def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_path):
     images, labels = held_out.images[:2000].numpy(), held_out.labels[:2000].numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
-    call(evaluate, "--data_root", DATA_ROOT, "--images", tmp_path / "images.npz")
+    call(evaluate, "--data.root", DATA_ROOT, "--images", tmp_path / "images.npz")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
 
 
+@pytest.fixture(scope="module")
+def small_run(held_out, tmp_path_factory):
+    """A run folder with a colour network, trained on a small set without classes, and its config."""
+    folder = tmp_path_factory.mktemp("small")
+    images = held_out.images[:620]
+    np.save(folder / "small.npy", torch.cat([images, images // 2, 255 - images], dim=1).numpy())
+    unet = tiny_unet(in_channels=3, out_channels=3, num_class_embeds=None)
+    DenoisingPipeline(unet, DDPMScheduler()).save_pretrained(folder / "pipeline")
+    data = {"source": str(folder / "small.npy"), "root": str(folder / "data"), "held_out": 0.2}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": data, "training": {"seed": 0}}), encoding="utf-8")
+    return folder
+
+
+FEW = ["--seeds", "2", "--steps", "1", "--sweep_images", "100", "--likelihood_timesteps", "1"]
+
+
+def test_a_small_set_without_classes_is_that_of_the_run_and_has_what_it_can(small_run, call, caplog):
+    sections = ["--sections", "[distances,likelihood,memorisation]"]
+    printed = call(evaluate, "--pipeline", small_run / "pipeline", *FEW, *sections)
+    report = json.loads((small_run / "report.json").read_text(encoding="utf-8"))
+    assert "496 training images" in report["subject"]["set"]
+    assert report["images"] == 1000
+    assert report["notes"] == [
+        "The distances are of 124 images a set, as many as are held out",
+        "Left out: the kernel distance, which needs 2,000 images",
+    ]
+    assert all(f"{note}." in printed and f"{note}." in caplog.messages for note in report["notes"])
+    assert "judge" not in report
+    assert report["distances"].keys() == report["memorisation"].keys() == {"convolutions", "pixels"}
+    for splits in report["distances"].values():
+        for columns in splits.values():
+            assert columns["samples"].keys() >= {"frechet", "recall"}
+            assert "kernel" not in columns["samples"]
+            floor, samples = (columns[name]["frechet"]["mean"] for name in ("floor", "samples"))
+            assert floor < samples
+    assert report["likelihood"]["images"] == 124
+    for section in report["memorisation"].values():
+        assert section["floor"]["share_of_ratios_below_half"] < 0.2
+
+
+def test_a_set_with_nothing_held_out_has_its_copies_found(small_run, call, tmp_path):
+    source = ["--data.source", small_run / "small.npy", "--data.root", tmp_path, "--data.held_out", "0"]
+    np.savez(tmp_path / "copies.npz", images=np.load(small_run / "small.npy")[:40])
+    call(evaluate, "--images", tmp_path / "copies.npz", *source)
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report.keys() == {"subject", "notes", "images", "sets", "memorisation"}
+    assert "the set has 0 images held out, and a distance needs 100" in report["notes"][-1]
+    for section in report["memorisation"].values():
+        assert section["samples"]["share_of_ratios_below_half"] == 1
+        assert all(pair["image"] == pair["training_image"] for pair in section["closest_pairs"])
+        assert "floor" not in section
+
+
+@pytest.mark.slow
+def test_a_small_labelled_set_is_evaluated_with_the_classifier_trained_on_it(held_out, call, tmp_path):
+    images = held_out.images[:2000]
+    arrays = {"images": images[:, :, 2:14, 2:14].numpy(), "labels": held_out.labels[:2000].numpy()}
+    np.savez(tmp_path / "cut.npz", **arrays)
+    data = ["--data.source", tmp_path / "cut.npz", "--data.root", tmp_path, "--data.held_out", "0.3"]
+    printed = call(train_judge, *data, "--epochs", "8")
+    assert "accuracy on the training images 0." in printed
+    pipeline = DenoisingPipeline(tiny_unet(sample_size=12), DDPMScheduler(), tuple("0123456789"))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    sections = ["--sections", "[distances,classes,guidance,memorisation]"]
+    call(evaluate, "--pipeline", tmp_path / "pipeline", *FEW, *data, *sections)
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["judge"]["test_accuracy"] > 0.6
+    assert report["distances"].keys() == {"judge", "pixels"}
+    assert report["guidance"][-1]["agreement"] > 0.6  # of real held-out images
+    assert all("frechet" not in row for row in report["classes"]["by_class"].values())  # 60 held-out images each
+
+
 def test_a_folder_that_is_not_a_report_is_not_replaced(error_of, smoke_run, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    given = ["--data_root", DATA_ROOT, "--pipeline", smoke_run[0] / "pipeline", "--output_dir", tmp_path]
+    given = ["--data.root", DATA_ROOT, "--pipeline", smoke_run[0] / "pipeline", "--output_dir", tmp_path]
     assert "is not a report's folder of pictures; give another --output_dir" in error_of(evaluate, *given)
     assert (tmp_path / "report" / "thesis.txt").read_text(encoding="utf-8") == "years of work"

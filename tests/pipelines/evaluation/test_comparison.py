@@ -4,17 +4,14 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from pipelines.evaluation.comparison import check_images, mean_and_spread
+from denoiser.randomness import EVALUATION, seeded_generator
+from pipelines.evaluation.comparison import CEILING, check_count, mean_and_spread, noise_images
 from pipelines.evaluation.distances import DISTANCES
 from pipelines.evaluation.report import Reporter
 from pipelines.evaluation.samples import Samples
+from tests.pipelines.evaluation.conftest import noisy
 
 COUNT = 2000
-
-
-def noisy(images, strength):
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * strength
-    return (images + noise).round().clamp(0, 255).byte()
 
 
 @pytest.fixture(scope="module")
@@ -124,14 +121,25 @@ def test_spread_is_that_over_seeds_and_none_with_one():
 
 
 @pytest.mark.parametrize(
-    ("images", "message"),
+    ("count", "held_out", "message"),
     [
-        (torch.zeros(3000, 1, 28, 28, dtype=torch.uint8), r"\(1, 28, 28\) .*the judge sees"),
-        (torch.zeros(3000, 1, 16, 16), "float32; give uint8"),
-        (torch.zeros(1999, 1, 16, 16, dtype=torch.uint8), "1999 images cannot be judged; give at least 2000"),
-        (torch.zeros(10_001, 1, 16, 16, dtype=torch.uint8), "at most 10000"),
+        (1999, 10_000, "1999 images cannot be judged; give at least 2000"),
+        (10_001, 10_000, "at most 10000"),
+        (3000, 2500, "at most 2500"),
     ],
 )
-def test_images_that_cannot_be_judged_are_refused(images, message):
+def test_numbers_of_images_that_cannot_be_judged_are_refused(count, held_out, message):
     with pytest.raises(ValueError, match=message):
-        check_images(images, 10_000)
+        check_count(count, held_out)
+
+
+def test_any_number_of_images_can_stand_beside_few_held_out_ones():
+    for count in (1, 140, 10_000):
+        check_count(count, 140)
+
+
+def test_noise_of_many_images_in_batches_is_that_of_one(train_images):
+    pixels = train_images.images[:500].float()
+    generator = seeded_generator(EVALUATION, 3, CEILING)
+    expected = pixels.mean(dim=0) + pixels.std(dim=0) * torch.randn(600, 1, 16, 16, generator=generator)
+    assert torch.equal(noise_images(train_images.first(500), 600, 3), expected.round().clamp(0, 255).byte())

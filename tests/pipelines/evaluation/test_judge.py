@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from denoiser.data import load_fashion_mnist
-from pipelines.evaluation.comparison import NUM_COMPONENTS, judge_space, pixel_space
 from pipelines.evaluation.judge import (
     CARD,
     NUM_FEATURES,
+    PACKAGE,
     WEIGHTS,
     accuracy,
     frechet_to_train,
@@ -17,6 +17,7 @@ from pipelines.evaluation.judge import (
     save_judge,
     train_judge,
 )
+from pipelines.evaluation.spaces import NUM_COMPONENTS, judge_space, pixel_space
 from tests.conftest import DATA_ROOT
 
 
@@ -32,10 +33,10 @@ def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test
 def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
     measured = accuracy(load_judge(), test_images)
     assert measured == pytest.approx(
-        json.loads(CARD.read_text(encoding="utf-8"))["test_accuracy"], abs=2e-4
+        json.loads((PACKAGE / CARD).read_text(encoding="utf-8"))["test_accuracy"], abs=2e-4
     )  # rounding, elsewhere
     assert measured >= 0.92
-    assert WEIGHTS.stat().st_size < 2_000_000
+    assert (PACKAGE / WEIGHTS).stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -46,34 +47,34 @@ def test_the_reference_statistics_that_ship_are_those_of_the_split(in_judge, jud
 
 
 def test_an_altered_or_missing_file_is_refused(tmp_path):
-    weights, card = tmp_path / "judge.safetensors", tmp_path / "judge.json"
-    shutil.copy(WEIGHTS, weights)
-    with pytest.raises(FileNotFoundError, match="judge.json is missing"):
-        load_judge(weights, card)
-    shutil.copy(CARD, card)
-    load_judge(weights, card)
+    weights, card = tmp_path / WEIGHTS, tmp_path / CARD
+    shutil.copy(PACKAGE / WEIGHTS, weights)
+    with pytest.raises(FileNotFoundError, match="judge.json is missing: train it again"):
+        load_judge(tmp_path)
+    shutil.copy(PACKAGE / CARD, card)
+    load_judge(tmp_path)
     facts = card.read_text(encoding="utf-8")
     for altered in ("{}", "[]", "cut"):
         card.write_text(altered, encoding="utf-8")
         with pytest.raises(ValueError, match="judge.json was altered"):
-            load_judge(weights, card)
+            load_judge(tmp_path)
     card.write_text(facts, encoding="utf-8")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="was altered: its SHA-256 should be"):
-        load_judge(weights, card)
+        load_judge(tmp_path)
 
 
 def test_training_is_a_function_of_the_seed_and_learns(some_images, test_images, tmp_path):
-    one, again, other = (train_judge(some_images, seed, epochs=6, batch_size=32) for seed in (1, 1, 2))
+    one, again, other = (train_judge(some_images, seed, epochs=6, flips=True) for seed in (1, 1, 2))
     for ours, theirs in zip(one.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(one.head.weight, other.head.weight)
     assert accuracy(one, test_images) > 0.4
     one.measure("train", some_images)
-    save_judge(one, 0.5, 1, tmp_path / "w.safetensors", tmp_path / "c.json")
-    reloaded = load_judge(tmp_path / "w.safetensors", tmp_path / "c.json")
+    save_judge(one, 0.5, 1, tmp_path)
+    reloaded = load_judge(tmp_path)
     assert torch.equal(reloaded.head.weight, one.head.weight)
     assert torch.equal(reloaded.moments("train").covariance, judge_images(one, some_images.images)[0].double().T.cov())
 

@@ -22,8 +22,7 @@ def test_copies_of_training_images_are_found_and_real_test_images_are_not_copies
 
 def test_a_panel_shows_sample_and_training_image_in_turn(train_images):
     samples = Samples([255 - train_images.images[:20]])
-    report = {"memorisation": {"closest_pairs": [{"image": 3, "training_image": 7}]}}
-    panel = np.array(memorisation_panel(report, samples, train_images).convert("L"))
+    panel = np.array(memorisation_panel([{"image": 3, "training_image": 7}], samples, train_images).convert("L"))
     for position, image in enumerate((samples.sets[0][3], train_images.images[7])):
         left = 4 + position * (16 * 8 + 4)  # frames of 4, images enlarged 8 times
         assert (panel[4 : 4 + 16 * 8 : 8, left : left + 16 * 8 : 8] == image[0].numpy()).all()
