@@ -39,7 +39,7 @@ fails_with "pip install 'denoiser[restore]'" "$bin/denoiser-restore" denoise --n
 fails_with "pip install 'denoiser[eval]'" "$bin/denoiser-evaluate" --pipeline teacher
 fails_with "unknown option 'config_'" "$bin/denoiser-train" --config_ smoke
 "$bin/pip" install --quiet "$wheel[eval,restore]"
-"$bin/denoiser-restore" inpaint --hole 6 --num_images 2 --data_root "$data"
+"$bin/denoiser-restore" inpaint --hole 6 --num_images 2 --data.root "$data"
 "$bin/denoiser-evaluate" --pipeline one/pipeline --data.root "$data" --num_images 2000 --seeds 1 --steps 2 \
     --sections '[distances]' | tail -2
 echo "the wheel works in an empty environment"

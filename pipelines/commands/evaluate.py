@@ -3,21 +3,21 @@
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import tqdm
 
-from denoiser.data import DataConfig, ImageSet, load_sets
+from denoiser.data import DataConfig, ImageSet
 from denoiser.device import in_best_layout, must_use_cpu
 from denoiser.processes import optional, start_process, tell
 from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
 from pipelines.commands.inputs import FEWEST_OF_A_CLASS, load_images
 from pipelines.commands.parser import Parser, add_sampling_arguments, check_unused, command, needed, sampling_config
+from pipelines.commands.sets import data_of_run, load_set
 from pipelines.evaluation.comparison import check_count
 from pipelines.evaluation.config import (
     EvaluationConfig,
@@ -27,7 +27,7 @@ from pipelines.evaluation.config import (
     reasons_of_set,
 )
 from pipelines.evaluation.inception import SMALLEST, Inception, default_weights, why_not
-from pipelines.evaluation.judge import IMAGE_SHAPE, find_judge
+from pipelines.evaluation.judge import find_judge
 from pipelines.evaluation.markdown import render
 from pipelines.evaluation.report import Reporter, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
@@ -38,11 +38,9 @@ with needed("eval"):
     from pipelines.evaluation.plots import plot_report
 from pipelines.training.card import update_card
 
-RUN_CONFIG = "config.yaml"  # of a run folder, beside its pipeline
 UNUSED_WITH_IMAGES = [
     each.name for each in fields(EvaluationConfig) if each.name not in ("seed", "sections", "inception_weights")
 ]
-Shape = tuple[int, int, int]
 
 
 def build_parser() -> Parser:
@@ -67,40 +65,9 @@ def parse(arguments: Sequence[str]) -> Any:
     """Return the options; those of the set default to those of the pipeline's run."""
     parser = build_parser()
     pipeline = parser.parse_args(arguments).pipeline
-    if pipeline is not None and pipeline not in PRETRAINED:
-        parser.set_defaults(data_of_run(Path(pipeline).absolute().parent / RUN_CONFIG))
+    if pipeline is not None:
+        parser.set_defaults(data_of_run(pipeline))
     return parser.instantiate(parser.parse_args(arguments))
-
-
-def data_of_run(path: Path) -> dict[str, Any]:
-    """Return the settings of the set in the config of a run, as options; none if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8")).get("data") or {}
-        known = [entry.name for entry in fields(DataConfig) if entry.name in section]
-        return {f"data.{name}": value for name, value in asdict(DataConfig(**{n: section[n] for n in known})).items()}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read ({reason}); mend it, or move the pipeline away from it") from error
-
-
-def load(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet | None]:
-    """Load the set as its training did, or else in the shape of the pipeline's images.
-
-    FashionMNIST is by default of the pipeline's size, or 16x16.
-    """
-    size = (shape or IMAGE_SHAPE)[1:] if data.source == DataConfig.source else None
-    train, test = load_sets(data, size)
-    if shape is not None and tuple(train.images.shape[1:]) != shape:
-        train, test = load_sets(data, shape[1:], shape[0])
-    own = tuple(train.images.shape[1:])
-    if shape is not None and own != shape:
-        raise ValueError(
-            f"the set's images are {own} (channels, height, width), and the pipeline makes {shape}; leave data.size "
-            "and data.channels out"
-        )
-    return train, test
 
 
 def from_images(path: Path, train: ImageSet, test: ImageSet | None) -> tuple[Samples, dict[str, str]]:
@@ -179,7 +146,7 @@ def main() -> None:
     start_process()
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no")
     with accelerator.main_process_first():  # which prepares what is not prepared
-        train, test = load(options.data, None if pipeline is None else pipeline.image_shape)
+        train, test = load_set(options.data, None if pipeline is None else pipeline.image_shape)
     judge, held_out = find_judge(train), 0 if test is None else len(test)
     of_set = reasons_of_set(len(train), held_out, judge is not None)
 

@@ -5,6 +5,8 @@ PSNR and SSIM beside those of scikit-image's classical methods.
 """
 
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from denoiser.checks import check_between, check_positive, check_seed
-from denoiser.data import load_fashion_mnist
+from denoiser.data import DataConfig
 from denoiser.device import in_best_layout
 from denoiser.processes import start_process
 from denoiser.randomness import RESTORATION, seeded_generator
@@ -20,6 +22,7 @@ from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_ima
 from pipelines.classes import Label
 from pipelines.commands.inputs import PICTURES, check_apart, check_picture_path, load_images, parse_labels
 from pipelines.commands.parser import Mode, Parser, call_mode, command, needed, subcommands
+from pipelines.commands.sets import data_of_run, load_set
 from pipelines.evaluation.markdown import markdown_table
 from pipelines.images import check_new_folder, in_unit_range
 from pipelines.restoration import denoised, inpainted, inverted, reconstructed
@@ -143,17 +146,18 @@ MODES = (denoise, inpaint, change, invert)
 GIVEN = ("pipeline", "images", "labels")
 
 
-def build_parser() -> Parser:
-    """Return the parser of this command."""
-    return subcommands(__doc__, MODES, GIVEN, common_options)
+def build_parser(data: Mapping[str, Any] | None = None) -> Parser:
+    """Return the parser of this command; options of the set default to those of `data`."""
+    return subcommands(__doc__, MODES, GIVEN, partial(common_options, data=data or {}))
 
 
-def common_options(parser: Parser, mode: Mode) -> None:
+def common_options(parser: Parser, mode: Mode, data: Mapping[str, Any]) -> None:
     """Add the options of all modes."""
     parser.add_argument("--pipeline", type=str, default="teacher", help="folder of a pipeline, or user/name of the Hub")
-    parser.add_argument("--images", type=str | None, help="PNG file, folder of them or .npz file (default: test split)")
-    parser.add_argument("--num_images", type=int | None, help="images of the test split (default: 8)")
-    parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
+    parser.add_argument("--images", type=str | None, help="PNG file, folder of them or .npz file (default: held out)")
+    parser.add_argument("--num_images", type=int | None, help="images of the set's held-out ones (default: 8)")
+    parser.add_class_arguments(DataConfig, "data")
+    parser.set_defaults(dict(data))
     parser.add_argument("--labels", type=str | None, help="classes of the images, if known: sneaker,8,coat:2+bag:1")
     parser.add_argument("--output", type=str, default="restored.png", help="PNG: a row an image, from damage to result")
     parser.add_argument("--images_dir", type=str | None, help="folder for one PNG a result")
@@ -180,17 +184,14 @@ def read_mask(path: str | None, hole: int | None, shape: tuple[int, int, int]) -
 def read_images(options: Any, shape: tuple[int, int, int]) -> Tensor:
     """Return the images to restore, in [-1, 1]."""
     if options.images is not None and options.num_images is not None:
-        raise ValueError(f"num_images is {options.num_images}, of the test split; leave it out with images")
+        raise ValueError(f"num_images is {options.num_images}, of the held-out ones; leave it out with images")
     if options.images is not None:
         images, _ = load_images(Path(options.images), shape)
     else:
         num_images = 8 if options.num_images is None else options.num_images
         check_positive(num_images=num_images)
-        if shape[0] != 1:
-            raise ValueError(
-                f"the pipeline makes images of {shape[0]} channels, FashionMNIST's are grey; give --images"
-            )
-        images = load_fashion_mnist(options.data_root, "test", shape[1:]).images[:num_images]
+        train, held_out = load_set(DataConfig(**vars(options.data)), shape)
+        images = (held_out or train).images[:num_images]
     return images.float() / 127.5 - 1
 
 
@@ -209,6 +210,7 @@ def metrics_table(stages: Stages) -> str:
 def main() -> None:
     """Restore images, and print and save the result."""
     mode, options = build_parser().parse_mode(MODES, sys.argv[1:])
+    mode, options = build_parser(data_of_run(options.pipeline)).parse_mode(MODES, sys.argv[1:])
     check_picture_path(options.output, *PICTURES)
     check_apart([options.output], options.images_dir)
     if options.images_dir:

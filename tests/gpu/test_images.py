@@ -74,7 +74,7 @@ def test_sampling_compiled_from_the_command_line(call, tmp_path):
 def test_an_evaluation(call, tmp_path):
     call(
         evaluate,
-        *("--pipeline", "teacher", "--data_root", DATA_ROOT, "--output_dir", tmp_path, "--num_images", "2000"),
+        *("--pipeline", "teacher", "--data.root", DATA_ROOT, "--output_dir", tmp_path, "--num_images", "2000"),
         *("--seeds", "1", "--steps", "20", "--sweep_images", "100", "--likelihood_timesteps", "1"),
         *("--sections", "[distances,classes,guidance,likelihood]"),
     )
@@ -97,5 +97,5 @@ def test_an_evaluation(call, tmp_path):
     ids=" ".join,
 )
 def test_a_restoration(call, tmp_path, mode):
-    call(restore, *mode, "--data_root", DATA_ROOT, "--output", tmp_path / "restored.png")
+    call(restore, *mode, "--data.root", DATA_ROOT, "--output", tmp_path / "restored.png")
     assert (tmp_path / "restored.png").exists()

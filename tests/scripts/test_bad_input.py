@@ -349,7 +349,7 @@ def pictures(tmp_path_factory):
 )
 def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, message):
     given = [] if "--pipeline" in arguments or task == "polish" else ["--pipeline", pipelines / "classes"]
-    given += ["--data_root", DATA_ROOT] if task != "polish" else []
+    given += ["--data.root", DATA_ROOT] if task != "polish" else []
     folder = pipelines if "--pipeline" in arguments else pictures
     assert message in error_of(restore, task, *given, *arguments.format(folder).split())
     assert list(tmp_path.iterdir()) == []

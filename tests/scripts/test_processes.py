@@ -119,7 +119,7 @@ def test_work_shared_out_fails_in_all_processes_if_it_fails_in_one(tmp_path):
 
 @pytest.mark.slow
 def test_one_of_two_processes_restores(tmp_path):
-    given = ["denoise", "--noise", "0.5", "--num_images", "2", "--data_root", str(DATA_ROOT)]
+    given = ["denoise", "--noise", "0.5", "--num_images", "2", "--data.root", str(DATA_ROOT)]
     ended = command(*TWO, "scripts/restore.py", *given, "--output", str(tmp_path / "restored.png"))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("picture: ") == ended.stdout.count("| restored") == 1
