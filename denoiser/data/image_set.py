@@ -84,7 +84,7 @@ class ImageSet:
         Returns:
             Images in [-1, 1], `(batch, channels, height, width)` in float32; labels, `(batch,)`, or None.
         """
-        rows = indices.to(self.images.device)
+        rows = torch.as_tensor(indices, device=self.images.device)
         images, labels = self.images[rows], None if self.labels is None else self.labels[rows]
         device = device or images.device
         return images.to(device).float() / 127.5 - 1, _moved(labels, device)

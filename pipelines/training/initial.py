@@ -1,5 +1,7 @@
 """The weights that a training starts from."""
 
+from typing import Any
+
 from diffusers import DDPMScheduler, ModelMixin
 
 from pipelines import DenoisingPipeline
@@ -23,13 +25,13 @@ def start_from(model: ModelMixin, noise_schedule: DDPMScheduler, origin: Denoisi
     fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
     other = [key for key in own.keys() | weights.keys() if key not in fitting and not key.startswith(LABEL_TABLES)]
     if other:
-        changed = [
-            f"{key} {start.config[key]}, not {value}"
-            for key, value in model.config.items()
-            if key in start.config and key[0] != "_" and start.config[key] != value
-            if key not in ("sample_size", "num_class_embeds")
-        ]
-        raise ValueError(
-            f"the network of {name} has {', '.join(changed) or min(other)}; give images and options as it has"
-        )
+        ours, theirs = (_arguments(network) for network in (model, start))
+        changed = [f"{key} {theirs[key]}, not {value}" for key, value in ours.items() if theirs.get(key) != value]
+        raise ValueError(f"the network of {name} has {', '.join(changed) or min(other)}; give images and options alike")
     model.load_state_dict({**own, **fitting})
+
+
+def _arguments(model: ModelMixin) -> dict[str, Any]:
+    """Return the arguments of a network that must agree, with lists as they are in files."""
+    given = {key: value for key, value in model.config.items() if key[0] != "_" and key not in OF_THE_SET}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}

@@ -68,7 +68,7 @@ def error_of(capsys, monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as ended:
             script.main()
         assert ended.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line and "%|" not in line]
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
         assert len(lines) == 1, lines
         assert lines[0].startswith(f"{sys.argv[0]}: error: ")
         told = " ".join([sys.argv[0], *sys.argv[1:]]), lines[0].removeprefix(f"{sys.argv[0]}: error: ")

@@ -46,7 +46,6 @@ def train_error(error_of):
         ("--model.sample_size 17", "image height 17 is not divisible by 2 (patch_size * 2^(levels - 1)); use 16 or 18"),
         ("--model.block_out_channels [16,40]", "block_out_channels 40 is not divisible by 16 (norm_group_size)"),
         ("--model.in_channels 0", "in_channels is 0"),
-        ("--model.in_channels 3", "the model wants (3, 16, 16)"),
         ("--model.out_channels 2", "the model has out_channels 2, the images have 1 channels"),
         ("--sampling.guidance_scale .nan", "guidance_scale is nan"),
         ("--model.num_class_embeds 7", "the model has num_class_embeds 7, the images have 10"),
@@ -167,7 +166,7 @@ def test_a_network_without_a_null_label(error_of):
         "--tracking.mode",
         "disabled",
     )
-    line = error_of(train, *config, "--model.num_class_embeds", "10")
+    line = error_of(train, *config, "--data.labels", "true")
     assert "UNet2DModel has no null label to put in a label's place; give --training.label_dropout 0" in line
 
 
@@ -323,7 +322,11 @@ def pictures(tmp_path_factory):
         ("denoise", "--labels sneeker", "unknown class 'sneeker' (did you mean 'sneaker'?)"),
         ("denoise", "--noise 0.5 --seed -1", "seed is -1"),
         ("denoise", "--seed 5", "seed is 5, of noise to add; give noise too, or leave it out"),
-        ("denoise", "--images {}/right --num_images 3", "num_images is 3, of the test split; leave it out with images"),
+        (
+            "denoise",
+            "--images {}/right --num_images 3",
+            "num_images is 3, of the held-out ones; leave it out with images",
+        ),
         ("denoise", "--output /proc/restored.png", "/proc"),
         ("denoise", "--images_dir /proc", "/proc is not an empty folder"),
         ("denoise", "--hole 3", "unknown option 'hole'"),

@@ -17,6 +17,7 @@ from pipelines.commands import train
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.training.initial import start_from
 from tests.conftest import DATA_ROOT, another_process, tiny_basic_unet
+from tests.scripts.conftest import command
 
 COLOURS = {"Trouser": (255, 80, 80), "Bag": (80, 255, 80), "Sneaker": (80, 80, 255)}
 
@@ -93,6 +94,20 @@ def test_a_mapped_run_resumes_to_the_bit(options, call, tmp_path, monkeypatch):
     monkeypatch.setattr(train.Learner, "take_step", taken)
     call(train, *mapped, "--output_dir", tmp_path / "halves", "--resume", "latest")
     assert same(weights(tmp_path / "run"), weights(tmp_path / "halves"))
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_on_a_mapped_set(options, tmp_path):
+    given = [*map(str, options), "--training.mixed_precision", "no", "--data.in_memory", "false"]
+    given += ["--training.max_steps", "50", "--training.checkpoint_every", "50", "--training.horizontal_flips", "true"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu_processes.yaml"]
+    for name, launcher, batch_size in (("two", launch, "16"), ("one", [], "32")):
+        places = ["--output_dir", str(tmp_path / name), "--training.batch_size", batch_size]
+        ended = command(*launcher, "scripts/train.py", *given, *places)
+        assert ended.returncode == 0, ended.stderr
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    gap = sum((ours[key] - theirs[key]).double().square().sum() for key in theirs)
+    assert gap.sqrt() < 1e-4 * sum(theirs[key].double().square().sum() for key in theirs).sqrt()
 
 
 def test_a_checkpoint_belongs_to_its_set(options, call, error_of, tmp_path):
@@ -176,7 +191,7 @@ def test_a_card_says_where_the_weights_started(options, call, tmp_path):
         (["--init_from", "teacher"], "the network of teacher has in_channels 1, not 3, out_channels 1, not 3"),
         (
             ["--init_from", "teacher", "--data.channels", "1", "--model.block_out_channels", "[32,64,64]"],
-            "not (32, 64, 64)",
+            "not [32, 64, 64]",
         ),
         (
             ["--init_from", "teacher", "--data.channels", "1", "--scheduler.prediction_type", "sample"],

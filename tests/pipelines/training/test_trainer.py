@@ -752,13 +752,13 @@ def test_only_images_of_the_set_it_is_given_are_seen(make_trainer, some_images):
         def to(self, device):
             return self
 
-        def batch(self, indices):
+        def batch(self, indices, device=None):
             seen.append(indices)
-            return super().batch(indices)
+            return super().batch(indices, device)
 
     make_trainer(images=Recording(some_images.images, some_images.labels, some_images.class_names)).train()
     assert 0 <= torch.cat(seen).min() <= torch.cat(seen).max() < len(some_images)
-    assert len(torch.cat(seen).unique()) == 160  # ten steps of 16, and none twice within an epoch
+    assert len(torch.cat(seen).unique()) == 176  # ten steps of 16 and the next, and none twice within an epoch
 
 
 def test_evaluations_are_logged_at_their_interval_and_at_the_end(make_trainer, held_out):
