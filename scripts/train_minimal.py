@@ -35,7 +35,7 @@ def main() -> None:
 
     precision = choose_mixed_precision("auto", start_process().device)  # bf16 where it is fast
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision=precision, log_with="wandb")
-    rank, processes = accelerator.process_index, accelerator.num_processes
+    rank, processes, size = accelerator.process_index, accelerator.num_processes, options.batch_size
     images = load_fashion_mnist(options.data_root, "train", size=16).to(accelerator.device)
     classes, noise_schedule = len(images.class_names), DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
     torch.manual_seed(options.seed)  # initial weights come from the global generator
@@ -46,8 +46,9 @@ def main() -> None:
 
     accelerator.init_trackers("denoiser", vars(options), {"wandb": {"mode": options.wandb}})
     for step in tqdm(range(options.steps)):
-        batch = random_batch(options.seed, step, options.batch_size * processes, (1, 16, 16), len(images), 1000, 0.1)
-        batch = batch.part(rank * options.batch_size, options.batch_size).to(accelerator.device)
+        rows = range(rank * size, (rank + 1) * size)  # of this process
+        batch = random_batch(options.seed, step, processes * size, (1, 16, 16), len(images), 1000, 0.1, rows)
+        batch = batch.to(accelerator.device)
         clean, labels = images.batch(batch.indices)
         labels = drop_labels(labels, classes, batch.label_dropped)  # label 10 means no class
         noisy = noise_schedule.add_noise(clean, batch.noise, batch.timesteps)

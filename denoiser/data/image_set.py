@@ -1,8 +1,8 @@
 """An image set as one tensor, and its random training batches.
 
 The randomness of a batch is a function of (seed, step, position in the global batch). Each process
-generates it for the whole batch and keeps its part, so N processes take the steps of one, and a
-resumed run continues exactly, with no random state to restore.
+generates its own rows, so N processes take the steps of one, and a resumed run continues exactly,
+with no random state to restore.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from denoiser.device import fits
 from denoiser.randomness import DATA_ORDER, TRAINING_STEP, seeded_generator
+
+NOISE_BLOCK = 128  # rows of a batch whose noise comes from one generator
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True)
 class RandomBatch:
-    """The randomness of a training batch.
+    """The randomness of a training batch, or of some of its rows.
 
     Attributes:
         indices: `(batch,)` indices into the training set.
@@ -124,11 +126,6 @@ class RandomBatch:
     label_dropped: Tensor
     flipped: Tensor
 
-    def part(self, start: int, length: int) -> "RandomBatch":
-        """Return the rows `start` to `start + length`."""
-        rows = slice(start, start + length)
-        return RandomBatch(*(getattr(self, entry.name)[rows] for entry in fields(self)))
-
     def to(self, device: torch.device) -> "RandomBatch":
         """Return the batch on `device`."""
         return RandomBatch(*(getattr(self, entry.name).to(device) for entry in fields(self)))
@@ -142,8 +139,11 @@ def random_batch(
     num_images: int,
     num_timesteps: int,
     label_dropout: float = 0.0,
+    rows: range | None = None,
 ) -> RandomBatch:
-    """Generate the randomness of the global batch of an optimizer step.
+    """Generate the randomness of the global batch of an optimizer step, or of some of its rows.
+
+    Noise is generated in blocks of rows, so that its cost does not grow with the number of processes.
 
     Args:
         seed: Seed of the run.
@@ -153,18 +153,35 @@ def random_batch(
         num_images: Size of the training set; each epoch visits every image once, in its own order.
         num_timesteps: Timesteps are 0 to `num_timesteps - 1`.
         label_dropout: Probability that a label is dropped.
+        rows: Rows of the batch that are returned; None for all.
     """
+    rows = range(batch_size) if rows is None else rows
     generator = seeded_generator(TRAINING_STEP, seed, step)
     strata = torch.randperm(batch_size, generator=generator)
     offsets = torch.rand(batch_size, generator=generator, dtype=torch.float64)
     timesteps = ((strata + offsets) / batch_size * num_timesteps).long()
+    first_block = torch.randn(min(batch_size, NOISE_BLOCK), *image_shape, generator=generator)
+    own = slice(rows.start, rows.stop)
     return RandomBatch(
-        indices=_data_order(seed, step * batch_size, batch_size, num_images),
-        timesteps=timesteps.clamp(max=num_timesteps - 1),  # against rounding up at the very end
-        noise=torch.randn(batch_size, *image_shape, generator=generator),
-        label_dropped=torch.rand(batch_size, generator=generator) < label_dropout,
-        flipped=torch.rand(batch_size, generator=generator) < 0.5,
+        indices=_data_order(seed, step * batch_size, batch_size, num_images)[own],
+        timesteps=timesteps.clamp(max=num_timesteps - 1)[own],  # against rounding up at the very end
+        noise=_noise(seed, step, rows, first_block),
+        label_dropped=torch.rand(batch_size, generator=generator)[own] < label_dropout,
+        flipped=torch.rand(batch_size, generator=generator)[own] < 0.5,
     )
+
+
+def _noise(seed: int, step: int, rows: range, first_block: Tensor) -> Tensor:
+    """Return the noise of some rows of a batch, from the blocks that hold them."""
+    first, last = rows.start // NOISE_BLOCK, (rows.stop - 1) // NOISE_BLOCK
+    blocks = [
+        torch.randn(NOISE_BLOCK, *first_block.shape[1:], generator=seeded_generator(TRAINING_STEP, seed, step, block))
+        if block
+        else first_block
+        for block in range(first, last + 1)
+    ]
+    start = first * NOISE_BLOCK
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[rows.start - start : rows.stop - start]
 
 
 def drop_labels(class_labels: Tensor | None, null_label: int | None, dropped: Tensor) -> Tensor | None:

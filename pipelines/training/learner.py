@@ -200,10 +200,10 @@ class Learner:
         """Return this process's passes of a step."""
         training, accelerator = self.training, self.accelerator
         sizes = self.images_per_step, self.image_shape, len(self.images), self.noise_schedule.config.num_train_timesteps
-        batch = random_batch(training.seed, step, *sizes, training.label_dropout)
         passes: list[Pass] = []
         for micro_step in range(training.gradient_accumulation_steps):
-            part = batch.part(self._start(micro_step), training.batch_size).to(accelerator.device)
+            rows = range(self._start(micro_step), self._start(micro_step) + training.batch_size)
+            part = random_batch(training.seed, step, *sizes, training.label_dropout, rows).to(accelerator.device)
             images, labels = self.images.batch(part.indices, accelerator.device)
             if training.horizontal_flips:
                 images = torch.where(rearrange(part.flipped, "b -> b 1 1 1"), images.flip(-1), images)

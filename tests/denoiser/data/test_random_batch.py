@@ -36,10 +36,13 @@ def test_the_global_generator_is_left_alone():
 
 
 def test_parts_put_together_are_the_whole():
-    whole = some_batch()
-    parts = [whole.part(start, 16) for start in range(0, 64, 16)]
-    joined = RandomBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(whole)))
-    assert equal(whole, joined)
+    for batch_size, length in ((64, 16), (300, 100), (1024, 256)):  # within, across and over blocks of noise
+        whole = some_batch(batch_size=batch_size)
+        rows = [range(start, start + length) for start in range(0, batch_size, length)]
+        parts = [some_batch(batch_size=batch_size, rows=own) for own in rows]
+        joined = RandomBatch(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(whole)))
+        assert equal(whole, joined)
+        assert len(whole.noise.unique()) > 0.99 * whole.noise.numel()
 
 
 def test_every_epoch_visits_each_image_once_in_its_own_order():
