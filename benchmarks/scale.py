@@ -28,21 +28,24 @@ WARM_UP = 3  # steps
 
 @dataclass(frozen=True)
 class Cell:
-    """A command line of `scripts/train.py`, and the table that it stands in."""
+    """A command line of `scripts/train.py`, and the table that it stands in.
+
+    `processes` is a number of processes of one thread each; None for one process of all threads.
+    """
 
     table: str
     name: str
     arguments: tuple[str, ...]
-    processes: int
+    processes: int | None
 
 
 def read_cells(path: Path, data_root: str) -> list[Cell]:
-    """Read a file of tables; a table named "processes …" has the numbers of processes as rows."""
+    """Read a file of tables; the rows of a table named "processes …" are their numbers."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         base = (*shlex.split(content["arguments"]), "--data.root", data_root)
         return [
-            Cell(table, name, (*base, *shlex.split(arguments)), int(name) if table.startswith("processes") else 1)
+            Cell(table, name, (*base, *shlex.split(arguments)), int(name) if table.startswith("processes") else None)
             for table, rows in content["tables"].items()
             for name, arguments in rows.items()
         ]
@@ -60,7 +63,7 @@ def scale_rows(cells: Sequence[Cell], seconds: float, rounds: int) -> list[dict[
         {
             "table": cell.table,
             "name": cell.name,
-            "processes": cell.processes,
+            "processes": cell.processes or 1,
             **{key: median(each[key] for each in figures) for key in figures[0]},
         }
         for cell, figures in measured.items()
@@ -79,19 +82,13 @@ def _measure(cell: Cell, seconds: float) -> dict[str, float]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ours, theirs = context.Pipe()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = []
-    for rank in range(cell.processes):
-        exported = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": cell.processes,
-            "LOCAL_WORLD_SIZE": cell.processes,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": max(1, cores // cell.processes),
-        }
-        given = {name: str(value) for name, value in exported.items()} if cell.processes > 1 else {}
+    for rank in range(cell.processes or 1):
+        given = {} if cell.processes is None else {"OMP_NUM_THREADS": "1"}
+        if cell.processes not in (None, 1):
+            given |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
+            given |= {name: str(cell.processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+            given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         workers.append(context.Process(target=_work, args=(cell.arguments, seconds, given, theirs)))
     for worker in workers:
         worker.start()

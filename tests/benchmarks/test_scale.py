@@ -34,7 +34,8 @@ def test_the_power_of_a_trend():
 
 def test_the_tables_that_ship_are_read():
     cells = read_cells(ROOT / "benchmarks" / "configs" / "scale.yaml", "data")
-    assert {cell.table for cell in cells} >= {"image size", "processes at 32x32, 64 images a step"}
+    assert cells[0].table == "image size"
+    assert cells[0].processes is None
     assert [cell.processes for cell in cells if cell.table.startswith("processes")] == [1, 2]
 
 
