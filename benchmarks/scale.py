@@ -107,7 +107,7 @@ def _work(arguments: Sequence[str], seconds: float, exported: Mapping[str, str],
     sys.argv = ["train.py", *arguments]
     run = ParsedRun(arguments)
     accelerator = start_accelerator(run.config)
-    images, _ = load_images(run.config.data, accelerator, *run.image_shape)
+    images, _ = load_images(run.data, run.config.output_dir)
     model, noise_schedule = run.build(images.shape, len(images.class_names) or None)
     operations = operations_per_image(model)
     learner = Learner(run.config.training, model, noise_schedule, accelerator, images)

@@ -48,11 +48,11 @@ class ClassReader:
             raise ValueError(f"class label {label!r} was asked of an unconditional network; leave the labels out")
         if isinstance(label, bool) or not isinstance(label, (Integral, str)):
             raise ValueError(f"class label {label!r} is neither an index nor a name")
-        if isinstance(label, str) and not label.removeprefix("-").isdecimal():
-            if label.lower() not in self.indices:
-                hint = did_you_mean(label, self.indices)
-                raise ValueError(f"unknown class '{label}'{hint}; known: {', '.join(self.names)}")
+        if isinstance(label, str) and label.lower() in self.indices:  # a name may be a number
             return self.indices[label.lower()]
+        if isinstance(label, str) and not label.removeprefix("-").isdecimal():
+            hint = did_you_mean(label, self.indices)
+            raise ValueError(f"unknown class '{label}'{hint}; known: {', '.join(self.names)}")
         if not 0 <= int(label) < self.num_classes:
             raise ValueError(f"class label {label} is out of range; the labels are 0 to {self.num_classes - 1}")
         return int(label)

@@ -4,10 +4,11 @@ accelerate launch scripts/distill.py --config configs/distill.yaml.
 """
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from pipelines import find_pipeline
 from pipelines.commands.parser import Parser, command
+from pipelines.commands.sets import data_of_run
 from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
 from pipelines.training.distillation import DistillationRun, Distiller, student_of
@@ -25,14 +26,19 @@ def build_parser() -> Parser:
 def main() -> None:
     """Distil, and print what was written and the next command."""
     parser = build_parser()
+    parser.set_defaults(data_of_run(parser.parse_args(sys.argv[1:]).distillation.teacher))
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     given = {field.name: options[field.name] for field in fields(DistillationRun) if field.name in options}
     config = DistillationRun(**given)
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
     model, noise_schedule = student_of(teacher)
-    channels, *size = teacher.image_shape
-    images, held_out = load_images(config.data, accelerator, channels, (size[0], size[1]))
+    channels, height, width = teacher.image_shape
+    config = replace(config, data=replace(config.data, size=config.data.size or (height, width), channels=channels))
+    images, held_out = load_images(config.data, config.output_dir)
+    if teacher.num_classes and teacher.classes.names and tuple(teacher.classes.names) != images.class_names:
+        names = ", ".join(images.class_names) or "none"
+        raise ValueError(f"the classes of {config.data.source} ({names}) are not the teacher's; give its --data.source")
     learner = Distiller(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")

@@ -1,9 +1,8 @@
 """A training's command line and config file, and what they build for an image set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from diffusers import DDPMScheduler, ModelMixin
 from jsonargparse import Namespace
 
 from denoiser.checks import check_seed, pair
+from denoiser.data import DataConfig
 from pipelines import DenoisingPipeline, find_pipeline
 from pipelines.commands.parser import Parser
 from pipelines.schedulers import distilled_calls
@@ -34,17 +34,41 @@ class ParsedRun:
         self._parser.add_class_arguments(RunConfig)
         self._parser.add_subclass_arguments(ModelMixin, "model", required=True, help="denoiser.UNet or …BasicUNet")
         self._parser.add_class_arguments(DDPMScheduler, "scheduler")
-        arguments = _with_default_config(arguments)
-        self._options = self._parser.parse_args(arguments)
-        given = self._parser.parse_args(arguments, defaults=False)
+        words = self._with_config(arguments)
+        self._options = self._parser.parse_args(words)
+        given = self._parser.parse_args(words, defaults=False)
         self._given: Mapping[str, Any] = vars(given.model.get("init_args", Namespace()))
         self._given_schedule: Mapping[str, Any] = vars(given.get("scheduler") or Namespace())
+        if words is not arguments:  # of the default config no noise schedule was asked for
+            typed = {word.partition("=")[0] for word in arguments}
+            self._given_schedule = {
+                name: value for name, value in self._given_schedule.items() if f"--scheduler.{name}" in typed
+            }
         sections = [field.name for field in fields(RunConfig) if field.default is not None]
         if empty := [name for name in sections if self._options[name] is None]:
             raise ValueError(f"the config has nothing under '{empty[0]}'; leave a section out if it is empty")
         check_seed(self._options.training.seed)
+        if self._options.data.size is not None:  # of which a network's size is told before images are prepared
+            sizes = [
+                pair(size) for size in (self._options.data.size, self._given.get("sample_size")) if size is not None
+            ]
+            if len(set(sizes)) > 1:
+                raise ValueError(f"data.size is {sizes[0]}, and model.sample_size {sizes[1]}; give one of them")
+            if "sample_size" in self._options.model.init_args:
+                self._options.model.init_args.sample_size = sizes[0]
         built = self._parser.instantiate(self._options)
         self.config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
+
+    def _with_config(self, arguments: Sequence[str]) -> Sequence[str]:
+        """Put the default config in front if none is given; its size and run folder are FashionMNIST's alone."""
+        if any(word.partition("=")[0] == "--config" for word in arguments):
+            return arguments
+        words = ["--config", DEFAULT, *arguments]
+        source = self._parser.parse_args([word for word in words if word != "--print_config"]).data.source
+        if source == DataConfig.source:
+            return words
+        folder = Path("runs", Path(source).expanduser().resolve().stem or "images")
+        return ["--config", DEFAULT, "--data.size", "null", "--output_dir", str(folder), *arguments]
 
     @cached_property
     def origin(self) -> DenoisingPipeline | None:
@@ -57,12 +81,13 @@ class ParsedRun:
         return origin
 
     @property
-    def image_shape(self) -> tuple[int | None, tuple[int, int] | None]:
-        """Channels, and height and width, that the network asks of the images; None for the images' own."""
-        size = self._given.get("sample_size")
+    def data(self) -> DataConfig:
+        """Settings of the set, with the size and the channels that the network asks for, if it asks."""
+        config, size = self.config.data, self._given.get("sample_size")
         if size is None and self.origin is not None:
             size = self.origin.unet.config.sample_size
-        return self._given.get("in_channels"), None if size is None else pair(size)
+        channels = config.channels if config.channels is not None else self._given.get("in_channels")
+        return replace(config, size=size if config.size is None else config.size, channels=channels)
 
     def build(self, shape: tuple[int, int, int], num_classes: int | None) -> tuple[ModelMixin, DDPMScheduler]:
         """Build the network and the noise schedule for images.
@@ -98,16 +123,3 @@ class ParsedRun:
         if self.origin is not None:
             start_from(built.model, built.scheduler, self.origin, str(self.config.init_from))
         return built.model, built.scheduler
-
-
-def _with_default_config(arguments: Sequence[str]) -> list[str]:
-    """Put the default config in front if none is given; its data and run folder are FashionMNIST's alone."""
-    given = {}
-    for word, following in pairwise([*arguments, ""]):
-        option, separator, value = word.partition("=")
-        given[option] = value if separator else following
-    if "--config" in given:
-        return list(arguments)
-    source = given.get("--data.source", DEFAULT)
-    own = [] if source == DEFAULT else ["--data.size", "null", "--output_dir", str(Path("runs", Path(source).stem))]
-    return ["--config", DEFAULT, *own, *arguments]

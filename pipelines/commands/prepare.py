@@ -37,7 +37,9 @@ def preparation_bar() -> Iterator[OnProgress]:
 
     def show(done: int, total: int) -> None:
         if not bars:
-            bars.append(tqdm(total=total, initial=done, unit="image", desc="preparing", leave=False))
+            # of the process that prepares, which need not be the main one
+            shown = {"total": total, "initial": done, "unit": "image", "desc": "preparing", "leave": False}
+            bars.append(tqdm(main_process_only=False, **shown))
         bars[0].update(done - bars[0].n)
 
     try:

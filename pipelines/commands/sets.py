@@ -29,18 +29,17 @@ def data_of_run(pipeline: str) -> dict[str, Any]:
 
 
 def load_set(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet | None]:
-    """Load the set as its training did, or else in the shape of the pipeline's images.
+    """Load the set as its training did; FashionMNIST is by default of the pipeline's size, or 16x16.
 
-    FashionMNIST is by default of the pipeline's size, or 16x16.
+    Raises:
+        ValueError: If the images are not of the shape of the pipeline's, or a source cannot be used.
     """
     size = (shape or IMAGE_SHAPE)[1:] if data.source == DataConfig.source else None
     train, test = load_sets(data, size)
-    if shape is not None and tuple(train.images.shape[1:]) != shape:
-        train, test = load_sets(data, shape[1:], shape[0])
-    own = tuple(train.images.shape[1:])
-    if shape is not None and own != shape:
+    if shape is not None and train.shape != shape:
+        channels, height, width = shape
         raise ValueError(
-            f"the set's images are {own} (channels, height, width), and the pipeline makes {shape}; leave data.size "
-            "and data.channels out"
+            f"the set's images are {train.shape} (channels, height, width), and the pipeline makes {shape}; give "
+            f"--data.size [{height},{width}] --data.channels {channels}"
         )
     return train, test

@@ -6,23 +6,31 @@ Without --config, the network and the training are those of configs/fashion_mnis
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from denoiser.data import DataConfig, ImageSet, load_sets
+from denoiser.processes import tell
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.commands.parser import command
 from pipelines.commands.prepare import preparation_bar
 from pipelines.training import Learner, Trainer, start_accelerator
 
 
-def load_images(
-    config: DataConfig, accelerator: Accelerator, channels: int | None = None, size: tuple[int, int] | None = None
-) -> tuple[ImageSet, ImageSet | None]:
-    """Load the images of a run and the held-out ones; the main process prepares what is not prepared."""
-    with accelerator.main_process_first(), preparation_bar() as on_progress:
-        return load_sets(config, size, channels, on_progress)
+def load_images(config: DataConfig, output_dir: str) -> tuple[ImageSet, ImageSet | None]:
+    """Load the images of a run, and the held-out ones.
+
+    What is not prepared is prepared by one process of each machine, for which the others wait. Raises
+    `ValueError` if the run would write into the folder of its images.
+    """
+    source = Path(config.source).expanduser()
+    if source.is_dir() and Path(output_dir).resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"output_dir {output_dir} lies in {source}, the folder of the images; give another")
+    with preparation_bar() as on_progress:
+        images, held_out = load_sets(config, on_progress=on_progress)
+    if held_out is None:
+        tell(["no images are held out: the training is not evaluated"])
+    return images, held_out
 
 
 def train_and_report(trainer: Trainer, what: str) -> None:
@@ -72,11 +80,13 @@ def typed_command() -> str:
 def main() -> None:
     """Train, and print what was written and the next command."""
     run = ParsedRun(sys.argv[1:], __doc__)
-    config = run.config
+    config = replace(run.config, data=run.data)
     accelerator = start_accelerator(config)
-    images, held_out = load_images(config.data, accelerator, *run.image_shape)
+    images, held_out = load_images(config.data, config.output_dir)
     model, noise_schedule = run.build(images.shape, len(images.class_names) or None)
     what = f"training {type(model).__name__} ({model.num_parameters():,} parameters) on {len(images):,} images"
+    if held_out is not None:
+        what += f", {len(held_out):,} held out"
     learner = Learner(config.training, model, noise_schedule, accelerator, images)
     train_and_report(Trainer(config, learner, held_out, typed_command()), what)
 

@@ -64,9 +64,8 @@ def write_card(
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
     calls = distilled_calls(config)
     metadata = {
-        **({"datasets": ["fashion_mnist"]} if tuple(names or ()) == CLASS_NAMES else {}),
+        **({"datasets": ["fashion_mnist"], "license": "mit"} if tuple(names or ()) == CLASS_NAMES else {}),
         "library_name": "diffusers",
-        "license": "mit",
         "pipeline_tag": "unconditional-image-generation",
         "tags": ["diffusion", "ddpm", "denoiser", *(["class-conditional"] if names else [])],
     }

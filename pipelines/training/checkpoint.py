@@ -33,7 +33,9 @@ IDENTITY = {
     "scheduler": "another noise schedule",
     "distillation": "another distillation, or none",
     "data": "another image set",
+    "start": "a run from other weights",
 }
+RECENT = ("data", "start")  # parts that earlier versions did not write
 STATE_KEYS = {"progress", "ema_steps", "draws", "model", "scheduler"}
 TORCH_CANNOT_WRITE = "inline_container", "iostream error"  # torch.save's words for a full disk
 ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
@@ -162,9 +164,9 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
     A difference in the seed or in the images of a step is allowed, with a warning: the result differs.
     """
     state = _read_state(path)
-    if "data" not in state:  # which earlier versions did not write
-        identity = {name: value for name, value in identity.items() if name != "data"}
     for part, what in IDENTITY.items():
+        if part in RECENT and part not in state:
+            continue
         if difference := _difference(state.get(part, {}), identity.get(part, {})):
             raise ValueError(f"{path} holds {what}: {difference}; use the {part} settings it was made with")
     if difference := _difference(state["draws"], identity["draws"]):

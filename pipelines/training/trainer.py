@@ -280,7 +280,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """Return the settings that are compared when a checkpoint is resumed."""
         draws = {"seed": self.training.seed, "images_per_step": self.learner.images_per_step}
-        return {**self.learner.identity(), "draws": draws}
+        return {**self.learner.identity(), "start": {"init_from": self.config.init_from}, "draws": draws}
 
     def _circumstances(self) -> str:
         """Return the processes, device and environment variables of the run."""

@@ -2,23 +2,27 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
 from denoiser import UNet
 from denoiser.data import CLASS_NAMES, DataConfig, load_sets, open_set
 from pipelines import load_pretrained
-from pipelines.commands import train
+from pipelines.classes import ClassReader
+from pipelines.commands import distill, evaluate, restore, train
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.training.initial import start_from
 from tests.conftest import DATA_ROOT, another_process, tiny_basic_unet
 from tests.scripts.conftest import command
 
+TEACHER = ["--init_from", "teacher", "--data.channels", "1"]
 COLOURS = {"Trouser": (255, 80, 80), "Bag": (80, 255, 80), "Sneaker": (80, 80, 255)}
 
 
@@ -43,6 +47,12 @@ def options(pictures, tmp_path):
     return ["--data.source", pictures, *short, *small, *places]
 
 
+def kept_network(options):
+    """Return options without those of the network."""
+    small = ("--model.block_out_channels", "[16,32]", "--model.attention_levels", "[]")
+    return [word for word in options if word not in small]
+
+
 def weights(run):
     return load_file(run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -53,7 +63,7 @@ def same(ours, theirs):
 
 def test_a_folder_in_one_line(options, call, tmp_path):
     output = call(train, *options)
-    assert "on 108 images" in output  # a tenth of 120 is held out
+    assert "on 108 images, 12 held out" in output  # a tenth of 120 is held out
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
     ends = ("sample_size", "in_channels", "out_channels", "num_class_embeds")
     assert [written["model"]["init_args"][name] for name in ends] == [16, 3, 3, 3]
@@ -139,9 +149,8 @@ def test_fewer_images_than_a_step(options, error_of):
 
 def test_what_the_network_is_given_decides_the_images(pictures, tmp_path):
     run = ParsedRun(["--data.source", str(pictures), "--model.sample_size", "24", "--model.in_channels", "1"])
-    assert run.image_shape == (1, (24, 24))
-    config = DataConfig(source=str(pictures), root=str(tmp_path))
-    images, held_out = load_sets(config, (24, 24), 1)
+    assert (run.data.channels, run.data.size) == (1, 24)
+    images, held_out = load_sets(replace(run.data, root=str(tmp_path)))
     assert images.shape == held_out.shape == (1, 24, 24)
     model, _ = run.build(images.shape, None)
     assert (model.config.in_channels, model.config.num_class_embeds) == (1, None)
@@ -161,7 +170,7 @@ def test_images_that_are_not_square(pictures, options, call, tmp_path):
 def test_weights_of_the_teacher_with_another_label_table(pictures):
     teacher = load_pretrained().unet
     run = ParsedRun(["--data.source", str(pictures), "--init_from", "teacher"])
-    assert run.image_shape == (None, (16, 16))
+    assert (run.data.channels, run.data.size) == (None, 16)
     model, _ = run.build((1, 16, 16), 3)
     assert list(model.config.block_out_channels) == list(teacher.config.block_out_channels)
     for name, value in model.state_dict().items():
@@ -176,9 +185,7 @@ def test_weights_of_the_teacher_with_another_label_table(pictures):
 
 
 def test_a_card_says_where_the_weights_started(options, call, tmp_path):
-    kept = [word for word in options if word not in ("--model.block_out_channels", "[16,32]")]
-    kept = [word for word in kept if word not in ("--model.attention_levels", "[]")]
-    call(train, *kept, "--init_from", "teacher", "--data.channels", "1")
+    call(train, *kept_network(options), "--init_from", "teacher", "--data.channels", "1")
     card = (tmp_path / "run" / "pipeline" / "README.md").read_text(encoding="utf-8")
     assert "trained from the weights of `teacher` for 4 optimizer steps" in card
 
@@ -188,16 +195,16 @@ def test_a_card_says_where_the_weights_started(options, call, tmp_path):
     [
         (["--init_from", "student"], "student is distilled, for a few noise levels only; give its teacher"),
         (["--init_from", "nowhere"], "nowhere"),
-        (["--init_from", "teacher"], "the network of teacher has in_channels 1, not 3, out_channels 1, not 3"),
+        (["--init_from", "teacher"], "the model of teacher has in_channels 1, not 3; give images of as many channels"),
         (
-            ["--init_from", "teacher", "--data.channels", "1", "--model.block_out_channels", "[32,64,64]"],
-            "not [32, 64, 64]",
+            [*TEACHER, "--model.block_out_channels", "[32,64,64]"],
+            "has block_out_channels [32, 64, 128], not [32, 64, 64]",
         ),
-        (
-            ["--init_from", "teacher", "--data.channels", "1", "--scheduler.prediction_type", "sample"],
-            "predicts epsilon",
-        ),
-        (["--init_from", "teacher", "--data.channels", "1", "--model", "denoiser.BasicUNet"], "give --model UNet"),
+        ([*TEACHER, "--model.norm_group_size", "8"], "has norm_group_size 16, not 8; give its own"),
+        ([*TEACHER, "--scheduler.prediction_type", "sample"], "has prediction_type epsilon, not sample"),
+        ([*TEACHER, "--scheduler.beta_schedule", "linear"], "has beta_schedule squaredcos_cap_v2, not linear"),
+        ([*TEACHER, "--model", "denoiser.BasicUNet"], "give --model UNet"),
+        (["--data.size", "16", "--model.sample_size", "24"], "data.size is (16, 16), and model.sample_size (24, 24)"),
     ],
 )
 def test_weights_that_do_not_fit(pictures, error_of, tmp_path, given, message):
@@ -213,6 +220,53 @@ def test_an_unlabelled_network_starts_from_its_own_weights():
     assert same(model.state_dict(), origin.unet.state_dict())
     with pytest.raises(ValueError, match="holds a UNet, and the model is a BasicUNet"):
         start_from(tiny_basic_unet(), origin.noise_schedule, origin, "teacher")
+
+
+def test_the_noise_schedule_of_the_weights_is_kept(pictures, tmp_path):
+    teacher = load_pretrained()
+    teacher.register_modules(scheduler=DDPMScheduler(beta_schedule="linear", num_train_timesteps=500))
+    teacher.save_pretrained(tmp_path / "linear")
+    run = ParsedRun(["--data.source", str(pictures), "--init_from", str(tmp_path / "linear")])
+    _, noise_schedule = run.build((1, 16, 16), 3)
+    assert (noise_schedule.config.beta_schedule, noise_schedule.config.num_train_timesteps) == ("linear", 500)
+
+
+def test_a_resumed_run_keeps_its_start(options, call, error_of):
+    call(train, *options)
+    assert "holds a run from other weights: init_from None, not" in error_of(
+        train, *kept_network(options), "--init_from", "teacher", "--data.channels", "1", "--resume", "latest"
+    )
+
+
+# what follows a run
+
+
+def test_the_set_of_a_run_is_found_again(options, call, tmp_path):
+    call(train, *options, "--data.size", "null", "--model.sample_size", "16", "--model.in_channels", "1")
+    assert len(list((tmp_path / "sets").glob("pictures-*"))) == 1
+    pipeline = tmp_path / "run" / "pipeline"
+    call(evaluate, "--pipeline", pipeline, "--sections", "[memorisation]", "--num_images", "100", "--steps", "2")
+    call(restore, "denoise", "--pipeline", pipeline, "--noise", "0.5", "--output", tmp_path / "restored.png")
+    assert len(list((tmp_path / "sets").glob("pictures-*"))) == 1
+
+
+def test_a_run_folder_in_the_folder_of_the_images(options, pictures, error_of):
+    error = error_of(train, *options, "--output_dir", pictures / "run")
+    assert "lies in" in error
+    assert not (pictures / "run").exists()
+
+
+def test_a_student_has_the_classes_of_its_teacher(options, pictures, call, error_of, tmp_path):
+    call(train, *options)
+    given = ["--distillation.teacher", tmp_path / "run" / "pipeline", "--tracking.mode", "disabled"]
+    given += ["--output_dir", tmp_path / "student", "--training.max_steps", "1"]
+    error = error_of(distill, *given, "--data.source", "fashion_mnist", "--data.root", DATA_ROOT)
+    assert "the classes of fashion_mnist (T-shirt/top, Trouser" in error
+
+
+def test_a_class_is_named_by_a_number():
+    reader = ClassReader(2, ("3", "7"))
+    assert (reader.index("7"), reader.index("3"), reader.index(1)) == (1, 0, 1)
 
 
 # FashionMNIST
