@@ -88,7 +88,7 @@ def check_command(words):
         assert program in PROJECT["scripts"]
         check_options(program.removeprefix("denoiser-"), arguments)
     elif "scripts/" in " ".join(words):
-        assert program in ("python", ".venv/bin/python", "accelerate")
+        assert program in ("python", "accelerate", ".venv/bin/python", ".venv/bin/accelerate")
         if "--config_file" in words:
             assert (ROOT / words[words.index("--config_file") + 1]).is_file()
         place = next(index for index, word in enumerate(words) if word.startswith("scripts/"))
