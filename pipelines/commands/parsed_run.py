@@ -55,7 +55,7 @@ class ParsedRun:
             if len(set(sizes)) > 1:
                 raise ValueError(f"data.size is {sizes[0]}, and model.sample_size {sizes[1]}; give one of them")
             if "sample_size" in self._options.model.init_args:
-                self._options.model.init_args.sample_size = sizes[0]
+                self._options.model.init_args.sample_size = as_sample_size(*sizes[0])
         built = self._parser.instantiate(self._options)
         self.config = RunConfig(**{field.name: built[field.name] for field in fields(RunConfig)})
 
@@ -82,12 +82,11 @@ class ParsedRun:
 
     @property
     def data(self) -> DataConfig:
-        """Settings of the set, with the size and the channels that the network asks for, if it asks."""
+        """Settings of the set, of the network's size if that is given and the set's is not."""
         config, size = self.config.data, self._given.get("sample_size")
         if size is None and self.origin is not None:
             size = self.origin.unet.config.sample_size
-        channels = config.channels if config.channels is not None else self._given.get("in_channels")
-        return replace(config, size=size if config.size is None else config.size, channels=channels)
+        return replace(config, size=size if config.size is None else config.size)
 
     def build(self, shape: tuple[int, int, int], num_classes: int | None) -> tuple[ModelMixin, DDPMScheduler]:
         """Build the network and the noise schedule for images.
@@ -101,7 +100,7 @@ class ParsedRun:
         """
         channels, height, width = shape
         ends = {
-            "sample_size": height if height == width else (height, width),
+            "sample_size": as_sample_size(height, width),
             "in_channels": channels,
             "out_channels": channels,
             "num_class_embeds": num_classes,
@@ -123,3 +122,8 @@ class ParsedRun:
         if self.origin is not None:
             start_from(built.model, built.scheduler, self.origin, str(self.config.init_from))
         return built.model, built.scheduler
+
+
+def as_sample_size(height: int, width: int) -> int | tuple[int, int]:
+    """Return the `sample_size` of a network: one number for square images, which some networks ask for."""
+    return height if height == width else (height, width)

@@ -22,7 +22,7 @@ def metrics(run_dir):
 def test_training_says_what_it_made_and_what_to_type_next(smoke_run):
     run_dir, output = smoke_run
     for part in (
-        "on 60,000 images: 1 process(es), cpu",
+        "on 60,000 images, 10,000 held out: 1 process(es), cpu",
         f"run folder:   {run_dir}\n",
         f"pipeline:     {run_dir / 'pipeline'}\n",
         f"sample grid:  {run_dir / 'samples' / 'step-00000020.png'}\n",

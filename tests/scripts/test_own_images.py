@@ -148,7 +148,7 @@ def test_fewer_images_than_a_step(options, error_of):
 
 
 def test_what_the_network_is_given_decides_the_images(pictures, tmp_path):
-    run = ParsedRun(["--data.source", str(pictures), "--model.sample_size", "24", "--model.in_channels", "1"])
+    run = ParsedRun(["--data.source", str(pictures), "--model.sample_size", "24", "--data.channels", "1"])
     assert (run.data.channels, run.data.size) == (1, 24)
     images, held_out = load_sets(replace(run.data, root=str(tmp_path)))
     assert images.shape == held_out.shape == (1, 24, 24)
@@ -243,7 +243,7 @@ def test_a_resumed_run_keeps_its_start(options, call, error_of):
 
 
 def test_the_set_of_a_run_is_found_again(options, call, tmp_path):
-    call(train, *options, "--data.size", "null", "--model.sample_size", "16", "--model.in_channels", "1")
+    call(train, *options, "--data.size", "null", "--model.sample_size", "16", "--data.channels", "1")
     assert len(list((tmp_path / "sets").glob("pictures-*"))) == 1
     pipeline = tmp_path / "run" / "pipeline"
     call(evaluate, "--pipeline", pipeline, "--sections", "[memorisation]", "--num_images", "100", "--steps", "2")
