@@ -37,7 +37,8 @@ class ParsedRun:
         words = self._with_config(arguments)
         self._options = self._parser.parse_args(words)
         given = self._parser.parse_args(words, defaults=False)
-        self._given: Mapping[str, Any] = vars(given.model.get("init_args", Namespace()))
+        network = vars(given.model.get("init_args", Namespace()))  # a size of null is the images'
+        self._given = {name: value for name, value in network.items() if (name, value) != ("sample_size", None)}
         self._given_schedule: Mapping[str, Any] = vars(given.get("scheduler") or Namespace())
         if words is not arguments:  # of the default config no noise schedule was asked for
             typed = {word.partition("=")[0] for word in arguments}

@@ -53,7 +53,6 @@ def train_error(error_of):
         ("--training.batch_size 0", "batch_size is 0"),
         ("--training.batch_size 9999999999", "batch_size is 9999999999; it must be at most 2147483647"),
         ("--training.max_steps -1", "max_steps is -1"),
-        ("--model.sample_size null", "size is None; give one number, or a height and a width"),
         ("--training.adam_betas [2,0.9]", "adam_betas are (2.0, 0.9)"),
         ("--training.weight_decay -1", "weight_decay is -1.0"),
         ("--training.learning_rate nan", "training.learning_rate: expected float, got nan"),
