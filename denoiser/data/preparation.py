@@ -157,10 +157,13 @@ class Preparation:
         for row in rows:
             try:
                 decoded = self.source.read(row, self.config.background)
-                image = with_channels(decoded, self.channels)
             except ValueError as error:
                 unread.append([self.source.names[row], str(error)])
                 continue
+            try:
+                image = with_channels(decoded, self.channels)
+            except ValueError as error:  # not of this image alone, so that none is skipped
+                raise ValueError(f"{self.source.names[row]} {error}") from error
             if self.own_size and tuple(image.shape[1:]) != self.size:
                 other = f"{_by(image.shape[1:])} ({self.source.names[row]})"
                 raise ValueError(

@@ -126,6 +126,9 @@ def test_a_set_that_cannot_be_leaves_no_parts(tmp_path):
         prepare(DataConfig(source=str(folder), root=str(tmp_path / "root")))
     with pytest.raises(ValueError, match="give --data.channels 3"):
         prepare(config_of(folder, tmp_path / "root", channels=2, unreadable="skip"))
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 16, 16), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"image 0 of .*x.npy has 4 channels, not 3; only grey"):
+        prepare(config_of(folder, tmp_path / "root", held_out=str(tmp_path / "x.npy"), unreadable="skip"))
     assert hidden_folders(tmp_path / "root") == []
 
 

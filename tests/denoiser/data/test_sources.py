@@ -145,8 +145,8 @@ def test_a_name_that_is_no_set_is_refused(tmp_path):
         ("fashion_mnits", r"neither a folder, nor a file, nor a data set \(did you mean 'fashion_mnist'\?\); give one"),
         (
             "nowhere",
-            "neither a folder, nor a file, nor a data set; give one of fashion_mnist, mnist, .*, or a path; the folder of "
-            "a prepared set is a source too$",
+            "neither a folder, nor a file, nor a data set; give one of fashion_mnist, .*, or a path; the folder of a "
+            "prepared set is a source too$",
         ),
         ("~nobody/x/y", "neither a folder"),
     ):

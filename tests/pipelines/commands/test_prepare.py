@@ -67,6 +67,22 @@ def test_what_is_in_the_set_is_told(call, tmp_path):
     assert any("bad.png cannot be read as a picture" in line for line in lines)
 
 
+def test_images_that_are_left_out_are_counted(call, tmp_path):
+    make_folder(tmp_path / "pets", {"": 10})
+    make_folder(tmp_path / "others", {"": 3})
+    lines = call("--data.source", "pets", "--data.held_out", "others").splitlines()
+    assert "left out:       3, which equal a held-out image" in lines
+    assert "images:         7 to train on, 3 held out (those of others)" in lines
+    assert not any("left out" in line for line in call("--data.source", "pets").splitlines())
+
+
+def test_the_classes_of_a_prepared_set_are_left_out_if_so_asked(call, tmp_path):
+    make_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
+    assert "cat" in call("--data.source", "pets")
+    [prepared] = (tmp_path / "data").glob("pets-*")
+    assert "cat" not in call("--data.source", prepared, "--data.labels", "false")
+
+
 def test_a_set_with_its_contact_sheet_is_whole_and_a_source(call, tmp_path):
     np.savez(tmp_path / "x.npz", images=GARMENTS[:200], labels=LABELS[:200])
     first = call("--data.source", tmp_path / "x.npz")
