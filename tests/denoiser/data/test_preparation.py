@@ -381,7 +381,7 @@ def test_an_interrupt_ends_the_workers(tmp_path, many):
 
 def test_a_large_image_makes_a_part_of_few(tmp_path):
     images = np.zeros((400, 3, 256, 256), dtype=np.uint8)
-    images[:, 0] = np.arange(400, dtype=np.uint8)[:, None, None]
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(400), 256)
     np.save(tmp_path / "x.npy", images)
     told = []
     config = DataConfig(source=str(tmp_path / "x.npy"), root=str(tmp_path / "root"))
