@@ -28,12 +28,12 @@ class DataConfig:
         fit: How an image of another shape is fitted: "crop" its middle, "pad" its sides, or "stretch".
         background: Colour under transparent pixels, and of the padding.
         labels: Whether the images' classes are used.
-        held_out: Share of the images that are never trained on, or a source of such images; None for
-            the source's own, or a tenth.
-        limit: Number of images to use, evenly picked.
+        held_out: Share of the images that are never trained on, or a source of such images, which are
+            left out of the others; None for the source's own, or a tenth.
+        limit: Number of images to use, evenly picked, from held-out images of a source too.
         unreadable: Whether to "stop" at images that cannot be read, or to "skip" them.
         in_memory: Whether to read the images into memory rather than to map their file; None for
-            sets that take up to an eighth of the free memory.
+            sets that take up to an eighth of the free memory, divided by the processes of this machine.
     """
 
     source: str = "fashion_mnist"

@@ -18,7 +18,7 @@ from torchvision import datasets as torchvision_datasets
 from denoiser.data.fashion_mnist import load_fashion_mnist
 from denoiser.data.picture_files import size_and_time
 from denoiser.data.pictures import Background, as_pixels, read_picture, readable
-from denoiser.data.source import Classes, Source, named, numbered, stamp_of
+from denoiser.data.source import PREPARED_TOO, Classes, Source, named, numbered, stamp_of
 
 BY_TRAIN, BY_SPLIT = [{"train": True}, {"train": False}], [{"split": "train"}, {"split": "test"}]
 MAKERS: dict[str, Any] = {
@@ -121,7 +121,7 @@ def hub_source(name: str, labels: bool) -> Source:
         ):
             splits = library.load_dataset(name)
     except ValueError as error:
-        raise FileNotFoundError(f"{error}; connect to the network, or give a folder") from error
+        raise FileNotFoundError(f"{error}; connect to the network, or give a folder; {PREPARED_TOO}") from error
     first = "train" if "train" in splits else next(iter(splits))
     other = [split for split in ("test", "validation") if split in splits and split != first][:1]
     tables = [splits[split] for split in (first, *other)]

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from denoiser.data.form import FACTS
+from denoiser.data.form import FACTS, is_prepared
 from denoiser.data.pictures import SUFFIXES, Background, check_bytes, read_picture, readable
-from denoiser.data.source import WITHOUT, Classes, Parts, Source, by_folder, numbered, stamp_of
+from denoiser.data.source import WITHOUT, Classes, Parts, Source, by_folder, common_folder, numbered, stamp_of
 
 LABELS_FILE = "dataset.json"  # as the tools of EDM and StyleGAN write it
 
@@ -39,7 +39,7 @@ def listing(folder: Path, suffixes: tuple[str, ...], root: Path) -> tuple[list[P
     for where, inner, names in os.walk(folder, followlinks=True, onerror=fail):
         parts = Path(where).relative_to(folder).parts
         place = parts[:1], os.path.realpath(where)
-        if place in seen or (parts and (place[1] in left_out or FACTS in names)):
+        if place in seen or (parts and (place[1] in left_out or (FACTS in names and is_prepared(Path(where))))):
             inner.clear()
             continue
         seen.add(place)
@@ -62,8 +62,10 @@ def folder_source(folder: Path, pictures: Sequence[Parts], folders: Sequence[Par
     """Return the pictures of a `listing`, with classes by sub-folder or by `dataset.json`."""
     names = ["/".join(parts) for parts in pictures]
     files = [f"{folder}/{name}" for name in names]
-    text = (folder / LABELS_FILE).read_bytes() if (folder / LABELS_FILE).is_file() else None
-    classes, class_names = _classes(pictures, folders, text, str(folder)) if labels and pictures else (None, ())
+    place = next((place for place in _places(pictures) if folder.joinpath(*place, LABELS_FILE).is_file()), ())
+    described = folder.joinpath(*place, LABELS_FILE)
+    text = described.read_bytes() if described.is_file() else None
+    classes, class_names = _classes(pictures, folders, text, place, str(folder)) if labels and pictures else (None, ())
 
     def read(index: int, background: Background) -> Tensor:
         with readable("cannot be read"):
@@ -82,13 +84,14 @@ def zip_source(path: Path, labels: bool) -> Source:
     with readable(f"{path} cannot be read as a zip file"), zipfile.ZipFile(path) as archive:
         entries = {_parts(entry.filename): entry for entry in archive.infolist()}
         entries = {parts: entry for parts, entry in sorted(entries.items()) if not any(map(is_hidden, parts))}
-        described = entries.get((LABELS_FILE,))
+        pictures = [parts for parts in entries if parts[-1].lower().endswith(SUFFIXES) and not entries[parts].is_dir()]
+        place = next((place for place in _places(pictures) if (*place, LABELS_FILE) in entries), ())
+        described = entries.get((*place, LABELS_FILE))
         if described:
             check_bytes(described.file_size)
         text = archive.read(described) if described else None
-    pictures = [parts for parts in entries if parts[-1].lower().endswith(SUFFIXES) and not entries[parts].is_dir()]
     folders = [parts for parts, entry in entries.items() if entry.is_dir()]
-    classes, class_names = _classes(pictures, folders, text, str(path)) if labels and pictures else (None, ())
+    classes, class_names = _classes(pictures, folders, text, place, str(path)) if labels and pictures else (None, ())
     opened: dict[int, zipfile.ZipFile] = {}  # by process: forked ones would move each other's place in the file
 
     def read(index: int, background: Background) -> Tensor:
@@ -110,16 +113,28 @@ def _parts(name: str) -> Parts:
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", ".")) or ("",)
 
 
-def _classes(pictures: Sequence[Parts], folders: Sequence[Parts], text: bytes | None, where: str) -> Classes:
+def _places(pictures: Sequence[Parts]) -> list[Parts]:
+    """Return the folders where `dataset.json` may lie: those that hold all pictures, outermost first."""
+    common = common_folder(pictures) if pictures else ()
+    return [common[:end] for end in range(len(common) + 1)]
+
+
+def _classes(
+    pictures: Sequence[Parts], folders: Sequence[Parts], text: bytes | None, place: Parts, where: str
+) -> Classes:
+    """Return the classes of `dataset.json`, whose names are relative to its place, or by folder."""
     if text is None:
         return by_folder(pictures, folders, where)
-    return _described(text, ["/".join(parts) for parts in pictures], f"{where}: {LABELS_FILE}")
+    return _described(text, ["/".join(parts[len(place) :]) for parts in pictures], f"{where}: {LABELS_FILE}")
 
 
 def _described(text: bytes, names: Sequence[str], where: str) -> Classes:
     """Return the labels of `dataset.json`: `{"labels": [["00000/img00000000.png", 6], …]}`, or null for none."""
     with readable(f"{where} cannot be read"):
-        pairs = json.loads(text).get("labels")
+        described = json.loads(text)
+        pairs = described.get("labels")
+        if "labels" not in described:
+            raise ValueError('it has no "labels"; give {"labels": null} where there are none')
         by_name = {"/".join(_parts(name)): label for name, label in pairs or []}
     if pairs is None:
         return None, ()

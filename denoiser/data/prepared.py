@@ -7,11 +7,13 @@ preparation was stopped, so that the next one goes on with them.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,11 @@ from torch import Tensor
 
 from denoiser.checks import pair
 from denoiser.data.config import HELD_OUT_SHARE, MEMORY_SHARE, DataConfig
-from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, read_facts
+from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, is_prepared, read_facts
 from denoiser.data.image_set import ImageSet
+from denoiser.data.parts import check_read, parts_of
 from denoiser.data.pictures import Background, readable
-from denoiser.data.preparation import OnProgress, Preparation, Size, check_read, parts_of
+from denoiser.data.preparation import OnProgress, Preparation, Size
 from denoiser.data.source import Source, path_of
 from denoiser.data.sources import find_source
 from denoiser.files import check_writable, locked
@@ -52,7 +55,7 @@ def load_sets(
         FileNotFoundError: If there is no such source.
         OSError: If the prepared set cannot be written.
     """
-    return open_set(prepare(config, size, channels, on_progress), config.in_memory)
+    return open_set(prepare(config, size, channels, on_progress), config.in_memory, config.labels)
 
 
 def prepare(
@@ -65,12 +68,13 @@ def prepare(
     size = size if config.size is None else pair(config.size)
     channels = channels if config.channels is None else config.channels
     given = path_of(config.source)
-    if (given / FACTS).is_file():
-        _check_fits(given, size, channels, config)
+    if is_prepared(given):
+        _check_agrees(given, size, channels, config)
         return given
     root = path_of(config.root)
-    source = _limited(_find(config, root), config.limit)
+    source = _find(config, root)
     rule = _held_out_rule(config, source)
+    source = _limited(source, config.limit, source.held_out if isinstance(rule, str) else 0)
     settings = [size, channels, config.fit, config.background, rule, config.limit]
     digest = hashlib.sha256(json.dumps([VERSION, source.stamp, source.class_names, settings]).encode()).hexdigest()
     stem = re.sub(r"[^\w-]+", "-", given.resolve().stem).strip("-")[:40]
@@ -87,13 +91,14 @@ def prepare(
     return folder
 
 
-def open_set(folder: Path, in_memory: bool | None = None) -> tuple[ImageSet, ImageSet | None]:
+def open_set(folder: Path, in_memory: bool | None = None, labels: bool = True) -> tuple[ImageSet, ImageSet | None]:
     """Open a prepared set, and check its hashes.
 
     Args:
         folder: Folder of the set.
         in_memory: Whether to read the images rather than to map their file; None for sets that take up
-            to an eighth of the free memory.
+            to an eighth of the free memory, shared by the processes of this machine.
+        labels: Whether the images' classes are used.
 
     Returns:
         The training images, and the held-out ones or None.
@@ -103,32 +108,43 @@ def open_set(folder: Path, in_memory: bool | None = None) -> tuple[ImageSet, Ima
     """
     facts = read_facts(folder)
     count, names = facts["images"] - facts["held_out"]["images"], facts["class_names"]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     with readable(f"{folder} is not as it was prepared; delete the folder, and prepare it anew"):
         if in_memory is None:
-            in_memory = (folder / IMAGES).stat().st_size * MEMORY_SHARE <= psutil.virtual_memory().available
+            needed = (folder / IMAGES).stat().st_size * processes
+            in_memory = needed * MEMORY_SHARE <= psutil.virtual_memory().available
         # mapped "c" is writable memory that is never written: torch has no tensor that is only read
         pixels = np.load(folder / IMAGES, mmap_mode=None if in_memory else "c", allow_pickle=False)
         if pixels.shape != (facts["images"], *facts["shape"]):
             raise ValueError(f"the shape of its images is {pixels.shape}")
         images = torch.from_numpy(pixels)
-        labels = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False)) if names else None
+        classes = torch.from_numpy(np.load(folder / LABELS, allow_pickle=False)) if names else None
         sides = [slice(count), slice(count, None)][: len(facts["sha256"])]
-        sets = [ImageSet(images[side], None if labels is None else labels[side], names, folder) for side in sides]
+        sets = [ImageSet(images[side], None if classes is None else classes[side], names, folder) for side in sides]
         if [each.sha256 for each in sets] != facts["sha256"]:
             raise ValueError("its SHA-256 differs")
+    if not labels:
+        sets = [replace(each, labels=None, class_names=()) for each in sets]
     return sets[0], sets[1] if len(sets) == 2 else None
 
 
-def _check_fits(folder: Path, size: Size | None, channels: int | None, config: DataConfig) -> None:
-    """Raise `ValueError` for a setting that a prepared set does not have."""
+def _check_agrees(folder: Path, size: Size | None, channels: int | None, config: DataConfig) -> None:
+    """Raise `ValueError` for a setting that is not the one of a prepared set; defaults are those of any."""
     facts = read_facts(folder)
     own_channels, *own_size = facts["shape"]
     if size not in (None, tuple(own_size)) or channels not in (None, own_channels):
         wanted = f"size {size or 'of its own'}, channels {channels or 'of its own'}"
         raise ValueError(f"{folder} is prepared as {facts['shape']}, not with {wanted}; prepare its source anew")
-    for name in ("fit", "background", "held_out", "limit", "labels"):
-        if getattr(config, name) != getattr(DataConfig, name):
-            raise ValueError(f"{name} is {getattr(config, name)}, and {folder} is prepared already; leave it out")
+    held_out = _those_of(config.held_out) if isinstance(config.held_out, str) else config.held_out
+    given = {"fit": config.fit, "background": config.background, "held_out": held_out, "limit": config.limit}
+    prepared = {**facts["resized"], "held_out": facts["held_out"]["rule"], "limit": facts["limit"]}
+    for name, value in given.items():
+        if value not in (getattr(DataConfig, name), prepared[name]):
+            own = "none" if prepared[name] is None else prepared[name]
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, and {folder} was prepared with {name} {own}; leave it out, or "
+                "prepare its source anew"
+            )
 
 
 def _find(config: DataConfig, root: Path) -> Source:
@@ -136,7 +152,7 @@ def _find(config: DataConfig, root: Path) -> Source:
     source = find_source(config.source, root, config.labels)
     if not isinstance(config.held_out, str):
         return source
-    if (path_of(config.held_out) / FACTS).is_file():
+    if is_prepared(path_of(config.held_out)):
         raise ValueError(
             f"held_out is {config.held_out}, which is prepared already; give the source that it was made of"
         )
@@ -147,7 +163,7 @@ def _find(config: DataConfig, root: Path) -> Source:
         raise ValueError(f"only one of {config.source} and {config.held_out} has classes; give both of a kind")
     if source.labels is not None and others.labels is not None:
         if unknown := set(others.class_names) - set(source.class_names):
-            raise ValueError(f"{config.held_out} has the class {min(unknown)}, which {config.source} has not")
+            raise ValueError(f"{config.held_out} has the class {min(unknown)}, which {config.source} does not have")
         renumbered = np.array([source.class_names.index(name) for name in others.class_names])
         labels = np.concatenate([source.labels[:count], renumbered[others.labels]])
 
@@ -158,12 +174,14 @@ def _find(config: DataConfig, root: Path) -> Source:
     return Source(names, read, stamp, labels, source.class_names, held_out=len(others))
 
 
-def _limited(source: Source, limit: int | None) -> Source:
-    """Return `limit` images of a source, evenly picked."""
+def _limited(source: Source, limit: int | None, held_out: int) -> Source:
+    """Return `limit` images of a source, evenly picked: of the last `held_out` and of the others in proportion."""
     count = len(source)
     if limit is None or limit >= count:
         return source
-    kept = np.arange(limit) * count // limit
+    wanted = max(1, round(limit * held_out / count)) if held_out else 0
+    first = count - held_out
+    kept = np.concatenate([_evenly(first, min(first, max(1, limit - wanted))), first + _evenly(held_out, wanted)])
     labels = None if source.labels is None else source.labels[kept]
     return Source(
         [source.names[int(index)] for index in kept],
@@ -171,17 +189,25 @@ def _limited(source: Source, limit: int | None) -> Source:
         source.stamp,
         labels,
         source.class_names,
-        held_out=int((kept >= count - source.held_out).sum()),
+        held_out=wanted,
     )
+
+
+def _evenly(count: int, wanted: int) -> np.ndarray:
+    return np.arange(wanted) * count // max(1, wanted)
 
 
 def _held_out_rule(config: DataConfig, source: Source) -> str | float:
     """Return which images are held out: those of another source, the source's own, or a share."""
     if isinstance(config.held_out, str):
-        return f"those of {config.held_out}"
+        return _those_of(config.held_out)
     if config.held_out is None:
         return "the source's own" if source.held_out else HELD_OUT_SHARE
-    return config.held_out
+    return float(config.held_out)
+
+
+def _those_of(source: str) -> str:
+    return f"those of {source}"
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from denoiser.data.pictures import Background
 
 Classes = tuple[np.ndarray | None, tuple[str, ...]]  # label of each image, and name of each class
 Parts = tuple[str, ...]  # of a relative path
+TRAINING = ("train", "training")
+TESTING = ("test", "testing", "val", "valid", "validation")
+PREPARED_TOO = "the folder of a prepared set is a source too"
 WITHOUT = "leave the classes out (labels false)"
 
 
@@ -89,8 +92,8 @@ def by_folder(pictures: Sequence[Parts], folders: Iterable[Parts], where: str) -
         where: Name of the source, for errors.
     """
     parents = [picture[:-1] for picture in pictures]
-    depth = _common_depth(min(parents), max(parents))
-    common = parents[0][:depth]
+    common = common_folder(pictures)
+    depth = len(common)
     holding = {parent[:end] for parent in set(parents) for end in range(len(parent) + 1)}
     for folder in folders:
         if folder not in holding and folder[:-1] == common[: len(folder) - 1]:
@@ -101,7 +104,29 @@ def by_folder(pictures: Sequence[Parts], folders: Iterable[Parts], where: str) -
         raise ValueError(
             f"{where} has pictures beside folders of pictures; give each class a folder of its own, or {WITHOUT}"
         )
-    return named([parent[depth] for parent in parents])
+    classes = named([parent[depth] for parent in parents])
+    _check_no_splits(classes[1], "/".join([where, *common]), where)
+    return classes
+
+
+def _check_no_splits(class_names: Sequence[str], folder: str, where: str) -> None:
+    """Raise `ValueError` for folders that are all named as splits."""
+    by_name = {name.lower(): name for name in class_names}
+    training = [by_name[name] for name in TRAINING if name in by_name]
+    testing = [by_name[name] for name in TESTING if name in by_name]
+    if training and testing and len(training) + len(testing) == len(class_names):
+        unpack = "" if Path(where).is_dir() else "unpack it, and "
+        raise ValueError(
+            f"{where} has splits for folders, not classes ({', '.join(class_names)}); {unpack}give "
+            f"--data.source {folder}/{training[0]} --data.held_out {folder}/{testing[0]}"
+        )
+
+
+def common_folder(pictures: Sequence[Parts]) -> Parts:
+    """Return the innermost folder that holds all pictures."""
+    parents = [picture[:-1] for picture in pictures]
+    first, last = min(parents), max(parents)
+    return first[: _common_depth(first, last)]
 
 
 def _common_depth(first: Parts, last: Parts) -> int:

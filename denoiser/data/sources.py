@@ -10,7 +10,7 @@ from denoiser.checks import did_you_mean
 from denoiser.data.libraries import TORCHVISION, array_source, hub_source, parquet_source, torchvision_source
 from denoiser.data.picture_files import folder_source, listing, size_and_time, zip_source
 from denoiser.data.pictures import SUFFIXES, as_pixels, readable
-from denoiser.data.source import Source, check_classes, numbered, path_of, stamp_of
+from denoiser.data.source import PREPARED_TOO, Source, check_classes, numbered, path_of, stamp_of
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -35,7 +35,7 @@ def find_source(source: str, root: Path, labels: bool = True) -> Source:
         known = ", ".join(TORCHVISION)
         raise FileNotFoundError(
             f"{source} is neither a folder, nor a file, nor a data set{did_you_mean(source, TORCHVISION)}; give one of "
-            f"{known}, user/name of the Hugging Face Hub, or a path"
+            f"{known}, user/name of the Hugging Face Hub, or a path; {PREPARED_TOO}"
         )
     if not len(found):
         raise ValueError(f"{source} has no images; give a source with some")
@@ -64,16 +64,19 @@ def _file(path: Path, labels: bool) -> Source:
 
 
 def _arrays(path: Path, with_labels: bool) -> Source:
-    """Return the images of an .npy file, or of an .npz file with "images" and, if there are, "labels"."""
+    """Return the images of an .npy file, or of an .npz file with "images" and, if there are, "labels" or "label"."""
     with readable(f"{path} cannot be read as arrays"):
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
         if not all(isinstance(array, np.ndarray) for array in arrays.values()):
             raise ValueError("it holds files that are not arrays")
-    labels = arrays.pop("labels", None)
-    if "images" not in arrays and len(arrays) != 1:
-        raise ValueError(f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images'")
-    images = as_pixels(arrays.get("images", next(iter(arrays.values()))), str(path))
+    labels = arrays.pop("labels" if "labels" in arrays else "label", None)
+    if len(arrays) != 1:
+        raise ValueError(
+            f"{path} has the arrays {', '.join(arrays) or 'none'}; call that of the images 'images', that of the "
+            "labels 'labels', and leave others out"
+        )
+    images = as_pixels(next(iter(arrays.values())), str(path))
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"{path} has labels of shape {labels.shape} for {len(images)} images; give one for each")
     classes = (None, ()) if labels is None or not with_labels else numbered(labels, str(path))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from denoiser.data import DataConfig, ImageSet, open_set, prepare
 from denoiser.data.form import read_facts
-from denoiser.data.preparation import NAMED, OnProgress
+from denoiser.data.parts import NAMED
+from denoiser.data.preparation import OnProgress
 from denoiser.processes import optional
 from pipelines.commands.parser import Parser, command
 from pipelines.images import image_grid, named_grid, save_image
@@ -76,17 +77,21 @@ def describe(folder: Path, train: ImageSet, held_out: ImageSet | None) -> str:
     facts = read_facts(folder)
     channels, height, width = facts["shape"]
     sizes = ", ".join(f"{size} ({count:,})" for size, count in facts["sizes_before"].items())
-    lines = [
-        f"folder:      {folder}",
-        f"images:      {len(train):,} to train on, {_held_out(**facts['held_out'])}",
-        f"shape:       {width}x{height}, {channels} channel{'s' * (channels > 1)}",
-        f"before:      {sizes}",
-        f"mean:        {_numbers(facts['mean'])}",
-        f"deviation:   {_numbers(facts['standard_deviation'])}",
-    ]
-    if unreadable := facts["unreadable"]:
-        lines.append(f"unreadable:  {len(unreadable):,}, skipped")
-        lines += [f"             {name} {reason}" for name, reason in unreadable[:NAMED]]
+    told = {
+        "folder": folder,
+        "images": f"{len(train):,} to train on, {_held_out(**facts['held_out'])}",
+        "shape": f"{width}x{height}, {channels} channel{'s' * (channels > 1)}",
+        "original sizes": sizes,
+        "mean": _numbers(facts["mean"]),
+        "deviation": _numbers(facts["standard_deviation"]),
+    }
+    if facts["left_out"]:
+        told["left out"] = f"{facts['left_out']:,}, which equal a held-out image"
+    unreadable = facts["unreadable"]
+    if unreadable:
+        told["unreadable"] = f"{len(unreadable):,}, skipped"
+    lines = [f"{f'{name}:':16}{text}" for name, text in told.items()]
+    lines += [f"{'':16}{name} {reason}" for name, reason in unreadable[:NAMED]]
     if train.labels is not None:
         counts = [_counts(train), _counts(held_out) if held_out else [0] * len(train.class_names)]
         length = max(map(len, ("class", *train.class_names)))
@@ -119,7 +124,7 @@ def main() -> None:
     config = parser.instantiate(parser.parse_args(sys.argv[1:])).data
     with preparation_bar() as on_progress:
         folder = prepare(config, on_progress=on_progress)
-    train, held_out = open_set(folder, config.in_memory)
+    train, held_out = open_set(folder, config.in_memory, config.labels)
     print(describe(folder, train, held_out))
     with optional("writing the contact sheet"):  # of a set that may lie where nothing can be written
         save_image(contact_sheet(train), folder / CONTACT_SHEET)

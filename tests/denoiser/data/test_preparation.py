@@ -69,7 +69,7 @@ def test_images_that_cannot_be_read_are_counted_and_named(tmp_path):
         assert f"{name} cannot be read as a picture" in str(caught.value)
         assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("Mend them, or give --data.unreadable skip")
+    assert str(caught.value).endswith("Repair or remove them, or give --data.unreadable skip")
     assert visible(tmp_path / "root") == []
 
 
@@ -102,7 +102,7 @@ def test_many_unreadable_images_are_named_by_five(tmp_path):
     folder = make_folder(tmp_path / "x", {"": 1})
     for index in range(12):
         (folder / f"bad-{index}.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"^12 images.*bad-2.png.*; and 7 more\. Mend"):
+    with pytest.raises(ValueError, match=r"^12 images.*bad-2.png.*; and 7 more\. Repair"):
         prepare(config_of(folder, tmp_path / "root"))
 
 
@@ -117,6 +117,19 @@ def test_an_image_that_is_mended_without_a_trace_is_read_again(tmp_path):
     path.write_bytes(content)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     assert len(load_sets(config_of(folder, tmp_path / "root", held_out=0))[0]) == 3
+
+
+def test_a_set_that_cannot_be_leaves_no_parts(tmp_path):
+    folder = make_folder(tmp_path / "x", {"": 3})
+    colour(0, (24, 20)).save(folder / "large.png")
+    with pytest.raises(ValueError, match="give --data.size"):
+        prepare(DataConfig(source=str(folder), root=str(tmp_path / "root")))
+    with pytest.raises(ValueError, match="give --data.channels 3"):
+        prepare(config_of(folder, tmp_path / "root", channels=2, unreadable="skip"))
+    np.save(tmp_path / "x.npy", np.zeros((3, 4, 16, 16), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"image 0 of .*x.npy has 4 channels, not 3; only grey"):
+        prepare(config_of(folder, tmp_path / "root", held_out=str(tmp_path / "x.npy"), unreadable="skip"))
+    assert hidden_folders(tmp_path / "root") == []
 
 
 def test_a_source_without_a_readable_image_is_refused(tmp_path):
@@ -368,7 +381,7 @@ def test_an_interrupt_ends_the_workers(tmp_path, many):
 
 def test_a_large_image_makes_a_part_of_few(tmp_path):
     images = np.zeros((400, 3, 256, 256), dtype=np.uint8)
-    images[:, 0] = np.arange(400, dtype=np.uint8)[:, None, None]
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(400), 256)
     np.save(tmp_path / "x.npy", images)
     told = []
     config = DataConfig(source=str(tmp_path / "x.npy"), root=str(tmp_path / "root"))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from denoiser.data import DataConfig, load_sets, open_set, prepare
 from denoiser.data.form import read_facts, write_facts
+from denoiser.data.sources import find_source
+from denoiser.data.split import lowest_hashes
 from tests.denoiser.data.files import GARMENTS, LABELS, colour, make_folder, make_zip, tree
 
 
@@ -85,7 +88,7 @@ def test_channels_and_sizes_are_as_asked(folder):
     assert train.images.shape == (45, 1, 8, 24)
     train, _ = load_sets(DataConfig(source=str(folder), root="root"), (24, 8), 1)  # as a network asks
     assert train.images.shape == (45, 1, 24, 8)
-    with pytest.raises(ValueError, match="50 images of .* cannot be used: .*0000.png has 3 channels, not 4; only grey"):
+    with pytest.raises(ValueError, match="x has images of 3 channels, not 4, .*; give --data.channels 3$"):
         load(folder, channels=4)
 
 
@@ -117,6 +120,7 @@ def test_the_share_is_exact_and_the_sides_apart(tmp_path):
 def test_nothing_is_held_out_if_so_asked(tmp_path, share):
     train, held_out = load(arrays(tmp_path / "x.npz", 50), held_out=share)
     assert (len(train), held_out) == (50, None)
+    assert load("x.npz", held_out=0)[0].folder == load("x.npz", held_out=0.0)[0].folder
 
 
 def test_equal_images_are_on_one_side(tmp_path):
@@ -150,16 +154,109 @@ def test_the_split_depends_on_neither_order_nor_cores(tmp_path, monkeypatch):
         assert set(contents(one)) == set(contents(other))
 
 
+@pytest.mark.parametrize("grey", [False, True])
+def test_the_split_does_not_depend_on_the_form(tmp_path, grey):
+    pictures = tmp_path / "x"
+    pictures.mkdir()
+    for index in range(40):
+        picture = colour(index, (20, 24))
+        (picture.convert("L") if grey else picture).save(pictures / f"{index:04d}.png")
+    labels = [[f"{index:04d}.png", index % 4] for index in range(40)]
+    (pictures / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    forms = [
+        {"size": 16, "channels": 1},
+        {"size": 32, "channels": 3, "in_memory": False},
+        {"size": (8, 24), "fit": "pad", "background": "black"},
+        {"fit": "stretch", "channels": 1, "in_memory": True},
+    ]
+    kept = {}
+    for index, form in enumerate(forms):
+        for source in find_source(str(pictures), tmp_path).names:  # each picture, as this form prepares it
+            alone = tmp_path / f"alone-{index}" / source[-8:-4]
+            alone.mkdir(parents=True)
+            shutil.copy(source, alone)
+            kept[index, contents(load(alone, held_out=0, **form)[0])[0]] = source
+        _, held_out = load(pictures, held_out=0.25, **form)
+        assert len(held_out) == 10
+        kept[index] = {kept[index, image] for image in contents(held_out)}
+        assert kept[index] == kept[0]
+
+
+def test_a_grey_picture_is_held_out_with_its_copy_in_colour(tmp_path):
+    folder = make_folder(tmp_path / "x", {"": 10})
+    for index in range(10):
+        picture = colour(index).convert("L")
+        picture.save(folder / f"{index:04d}.png")
+        picture.convert("RGB").save(folder / f"{index:04d}-copy.png")
+    train, held_out = load(folder, held_out=0.2)
+    assert (len(held_out), set(contents(train)) & set(contents(held_out))) == (4, set())
+
+
+@pytest.mark.parametrize(
+    ("copies", "share", "expected"),
+    [
+        ([1, 1, 8], 0.5, {1, 2, 8, 9}),
+        ([9, 1], 0.9, {1, 9}),
+        ([9, 1], 0.01, {0}),
+        ([10], 0.9, {0}),
+        ([2] * 5, 0.99, {8}),
+        ([2] * 5, 0.25, {2}),
+        ([1] * 10, 0.99, {9}),
+    ],
+)
+def test_the_number_nearest_to_the_share_is_held_out(copies, share, expected):
+    for seed in range(20):
+        hashes = np.random.default_rng(seed).permutation(len(copies)).astype(np.uint64)
+        digests = np.repeat(hashes, copies)
+        held_out = lowest_hashes(digests, None, share)
+        possible = np.cumsum([0, *(copies[index] for index in np.argsort(hashes))])[:-1]
+        assert held_out.sum() in expected
+        assert abs(held_out.sum() - share * len(digests)) == min(abs(possible - share * len(digests)))
+        assert not set(digests[held_out]) & set(digests[~held_out])
+
+
+def test_a_class_is_not_held_out_as_a_whole():
+    digests, labels = np.arange(20, dtype=np.uint64), np.repeat([1, 2, 0], [1, 2, 17])
+    assert np.flatnonzero(lowest_hashes(digests, labels, 0.25)).tolist() == [3, 4]
+    digests[4] = digests[0]  # an equal image of another class stays beside it
+    assert np.flatnonzero(lowest_hashes(digests, labels, 0.25)).tolist() == [3]
+    assert lowest_hashes(digests, None, 0.25).sum() == 5
+
+
+def test_a_small_class_is_trained_on(tmp_path):
+    folder = make_folder(tmp_path / "x", {"cat": 1, "dog": 1, "bird": 8})
+    for share in (0.5, 0.8, 0.99):
+        train, _ = load(folder, held_out=share)
+        assert train.labels.bincount(minlength=3).min() > 0
+
+
+def test_training_images_that_are_held_out_elsewhere_are_left_out(tmp_path):
+    folder = make_folder(tmp_path / "x", {"": 20}, (20, 24))
+    others = tmp_path / "y"
+    others.mkdir()
+    for index in (3, 4, 100):
+        colour(index, (20, 24)).save(others / f"{index}.png")
+    train, held_out = load(folder, held_out=str(others), size=16)
+    assert (len(train), len(held_out)) == (18, 3)
+    assert not set(contents(train)) & set(contents(held_out))
+    facts, images = read_facts(train.folder), np.load(train.folder / "images.npy")
+    assert (facts["left_out"], facts["images"], facts["sizes_before"]) == (2, 21, {"24x20": 21})
+    assert np.allclose(facts["mean"], images.mean(axis=(0, 2, 3)), atol=1e-3)
+    with pytest.raises(ValueError, match="y has no images to train on that .*x does not have; give a source with some"):
+        load(others, held_out=str(make_folder(tmp_path / "x", {"": 101}, (20, 24))))
+    assert not list((tmp_path / "root").glob(".*.parts"))
+
+
 def test_another_source_is_held_out(tmp_path, folder):
     others = make_zip(tmp_path / "y.zip", make_folder(tmp_path / "y", {"dog": 3, "cat": 2}))
     train, held_out = load(folder, held_out=str(others))
-    assert (len(train), len(held_out)) == (50, 5)
-    assert train.labels.tolist() == [0] * 20 + [1] * 30
+    assert (len(train), len(held_out)) == (45, 5)
+    assert train.labels.tolist() == [0] * 15 + [1] * 30
     assert held_out.labels.tolist() == [0, 0, 1, 1, 1]
     assert np.array_equal(held_out.images[2].permute(1, 2, 0), np.asarray(colour(0)))  # the first dog
     assert read_facts(train.folder)["held_out"]["rule"] == f"those of {others}"
     one_class = make_folder(tmp_path / "z", {"dog": 1, "bird": 1})
-    with pytest.raises(ValueError, match="z has the class bird, which .*x has not"):
+    with pytest.raises(ValueError, match="z has the class bird, which .*x does not have"):
         load(folder, held_out=str(one_class))
     with pytest.raises(ValueError, match="only one of .* has classes; give both of a kind"):
         load(folder, held_out=str(make_folder(tmp_path / "flat", {"": 2})))
@@ -177,10 +274,13 @@ def test_a_limit_picks_evenly(tmp_path):
     assert len(load("x.npz", limit=1)[0]) == 1
 
 
-def test_a_limit_keeps_the_share_of_another_source(tmp_path, folder):
-    others = make_folder(tmp_path / "y", {"cat": 25, "dog": 25})
-    train, held_out = load(folder, held_out=str(others), limit=10)
-    assert (len(train), len(held_out)) == (5, 5)
+@pytest.mark.parametrize(("limit", "expected"), [(1, (1, 1)), (2, (1, 1)), (11, (10, 1)), (51, (48, 3)), (53, (50, 3))])
+def test_a_limit_picks_from_both_sides(tmp_path, limit, expected):
+    others = tmp_path / "y.npz"
+    np.savez(others, images=np.stack([np.asarray(colour(index)) for index in (100, 101, 102)]), labels=[0, 0, 1])
+    np.savez("x.npz", images=np.stack([np.asarray(colour(index)) for index in range(50)]), labels=np.arange(50) % 2)
+    train, held_out = load("x.npz", held_out=str(others), limit=limit)
+    assert (len(train), len(held_out)) == expected
 
 
 def test_without_labels_there_are_no_classes(folder):
@@ -297,7 +397,7 @@ def test_every_fact_is_guarded(folder):
 
 
 def test_facts_are_read_as_they_were_written(tmp_path):
-    facts = {"version": 1, "shape": [1, 8, 8], "class_names": ["ä", "\udcff"], "unreadable": [["a", "b"]]}
+    facts = {"version": 2, "shape": [1, 8, 8], "class_names": ["ä", "\udcff"], "unreadable": [["a", "b"]]}
     write_facts(tmp_path, facts)
     assert read_facts(tmp_path) == {**facts, "shape": (1, 8, 8), "class_names": ("ä", "\udcff")}
 
@@ -317,15 +417,58 @@ def test_a_prepared_set_is_a_source(folder):
     [
         ({"size": 32}, r"is prepared as \(3, 16, 16\), not with size \(32, 32\)"),
         ({"channels": 1}, "channels 1; prepare its source anew"),
-        ({"held_out": 0.5}, "held_out is 0.5, and .* is prepared already; leave it out"),
-        ({"limit": 5}, "limit is 5"),
-        ({"labels": False}, "labels is False"),
-        ({"fit": "pad"}, "fit is pad"),
+        ({"held_out": 0.5}, "held_out is 0.5, and .* was prepared with held_out 0.2; leave it out"),
+        ({"held_out": "y"}, "held_out is y, and .* was prepared with held_out 0.2; leave it out"),
+        ({"limit": 5}, "limit is 5, and .* was prepared with limit none"),
+        ({"fit": "stretch"}, "fit is stretch, and .* was prepared with fit pad"),
+        ({"background": "black"}, "background is black, and .* was prepared with background white"),
     ],
 )
 def test_a_prepared_set_cannot_be_changed(folder, options, message):
     with pytest.raises(ValueError, match=message):
-        load(load(folder)[0].folder, **options)
+        load(load(folder, held_out=0.2, fit="pad")[0].folder, **options)
+
+
+def test_settings_of_a_prepared_set_may_be_given_again(tmp_path, folder):
+    others = make_folder(tmp_path / "y", {"cat": 1, "dog": 2})
+    settings = {"fit": "pad", "background": "black", "limit": 20}
+    for held_out in (0.2, str(others)):
+        prepared = load(folder, held_out=held_out, **settings)[0]
+        for options in ({}, settings, {"held_out": held_out}, {"held_out": None, "fit": "crop"}):
+            assert load(prepared.folder, **options)[0].sha256 == prepared.sha256
+
+
+def test_the_classes_of_a_prepared_set_may_be_left_out(folder):
+    sets = load(folder)
+    for one, other in zip(load(sets[0].folder, labels=False), sets, strict=True):
+        assert (one.labels, one.class_names) == (None, ())
+        assert torch.equal(one.images, other.images)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "text"])
+def test_a_folder_of_pictures_with_a_set_json_is_one(tmp_path, content):
+    folder = make_folder(tmp_path / "x", {"cat": 2, "dog": 2})
+    for where in (folder, folder / "dog"):
+        (where / "set.json").write_text(content, encoding="utf-8")
+    assert len(load(folder, held_out=0)[0]) == 4
+    assert len(load(folder, held_out=str(folder / "dog"), labels=False)[1]) == 2
+    for where in (folder, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=f"{where} is no prepared set .*; give the folder of one$"):
+            open_set(where)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_of_a_machine_share_its_memory(folder, monkeypatch, processes):
+    prepared = prepare(DataConfig(source=str(folder), root="root"))
+    free = (prepared / "images.npy").stat().st_size * 8
+    monkeypatch.setattr("denoiser.data.prepared.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    modes, np_load = [], np.load
+    monkeypatch.setattr(
+        np, "load", lambda path, mmap_mode=None, **rest: modes.append(mmap_mode) or np_load(path, **rest)
+    )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    open_set(prepared)
+    assert modes[0] == (None if processes == 1 else "c")
 
 
 def test_mapped_and_read_sets_are_equal(folder):

@@ -143,7 +143,11 @@ def test_a_source_without_a_picture_is_refused(tmp_path, name):
 def test_a_name_that_is_no_set_is_refused(tmp_path):
     for name, message in (
         ("fashion_mnits", r"neither a folder, nor a file, nor a data set \(did you mean 'fashion_mnist'\?\); give one"),
-        ("nowhere", "neither a folder, nor a file, nor a data set; give one of fashion_mnist, mnist"),
+        (
+            "nowhere",
+            "neither a folder, nor a file, nor a data set; give one of fashion_mnist, .*, or a path; the folder of a "
+            "prepared set is a source too$",
+        ),
         ("~nobody/x/y", "neither a folder"),
     ):
         with pytest.raises(FileNotFoundError, match=message):
@@ -161,6 +165,29 @@ def test_a_zip_without_labels_has_its_folders_as_classes(tmp_path):
     assert source.class_names == ("cat", "dog")
     assert source.labels.tolist() == [0, 1, 1]
     assert np.array_equal(source.read(2, "white").permute(1, 2, 0).numpy(), np.asarray(colour(2)))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_labels_may_lie_in_the_folder_that_holds_all_pictures(tmp_path, kind):
+    folder = make_folder(tmp_path / "x", {"faces/a": 2, "faces/b": 1})
+    labels = [["a/0000.png", 1], ["a/0001.png", 0], ["b/0000.png", 1]]
+    (folder / "faces" / "dataset.json").write_text(json.dumps({"labels": labels}), encoding="utf-8")
+    source = find(folder if kind == "folder" else make_zip(tmp_path / "x.zip", folder))
+    assert source.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("inner", ["", "faces/"])
+def test_splits_are_no_classes(tmp_path, inner):
+    folder = make_folder(tmp_path / "x", {f"{inner}{name}/cat": 1 for name in ("Train", "valid", "TEST")})
+    place = f"{folder}/{inner}"
+    with pytest.raises(ValueError, match="x has splits for folders, not classes") as caught:
+        find(folder)
+    assert str(caught.value).endswith(f"; give --data.source {place}Train --data.held_out {place}TEST")
+    with pytest.raises(ValueError, match="; unpack it, and give --data.source"):
+        find(make_zip(tmp_path / "x.zip", folder))
+    assert len(find(folder, labels=False)) == 3
+    assert find(make_folder(tmp_path / "y", {"train": 1, "bus": 1})).class_names == ("bus", "train")
+    assert find(make_folder(tmp_path / "z", {"test": 1, "val": 1})).class_names == ("test", "val")
 
 
 @pytest.mark.parametrize("separator", ["/", "\\"])
@@ -186,8 +213,7 @@ def test_backslashes_in_a_zip_are_folders(tmp_path):
 
 def test_labels_that_are_null_mean_no_classes(tmp_path):
     folder = make_folder(tmp_path / "x", {"00000": 2, "00001": 1})
-    for described in ('{"labels": null}', "{}"):
-        assert find(make_zip(tmp_path / "x.zip", folder, described=described)).labels is None
+    assert find(make_zip(tmp_path / "x.zip", folder, described='{"labels": null}')).labels is None
 
 
 @pytest.mark.parametrize(
@@ -207,6 +233,7 @@ def test_labels_that_are_null_mean_no_classes(tmp_path):
         ('{"labels": 3}', "x.zip: dataset.json cannot be read"),
         ('{"labels": [["0000.png"]]}', "x.zip: dataset.json cannot be read"),
         ("[1]", "x.zip: dataset.json cannot be read"),
+        ('{"label": []}', r'x.zip: dataset.json cannot be read \(it has no "labels"; give'),
         ("{", "x.zip: dataset.json cannot be read"),
         ("[" * 100_000, "x.zip: dataset.json cannot be read"),
     ],
@@ -262,8 +289,9 @@ def test_a_picture_that_unpacks_to_too_much_is_refused(tmp_path):
 # arrays
 
 
-def test_arrays_with_labels(tmp_path):
-    np.savez(tmp_path / "x.npz", images=GARMENTS[:50], labels=LABELS[:50].astype(np.uint8))
+@pytest.mark.parametrize("name", ["labels", "label"])
+def test_arrays_with_labels(tmp_path, name):
+    np.savez(tmp_path / "x.npz", images=GARMENTS[:50], **{name: LABELS[:50].astype(np.uint8)})
     source = find(tmp_path / "x.npz")
     assert source.labels.tolist() == LABELS[:50].tolist()
     assert source.class_names == tuple("0123456789")
@@ -300,6 +328,11 @@ def test_any_number_of_channels_is_trained_on(tmp_path, channels):
         ({"images": GARMENTS[:3], "labels": np.array([0, 2**62, 1])}, "has 3 labels up to 4,611,686,018,427,387,904"),
         ({"images": GARMENTS[:3], "labels": np.array(["a", "b", "a"])}, "give whole numbers"),
         ({"a": GARMENTS[:3], "b": GARMENTS[:3]}, "x.npz has the arrays a, b; call that of the images 'images'"),
+        ({"images": GARMENTS[:3], "masks": GARMENTS[:3]}, "x.npz has the arrays images, masks; call"),
+        (
+            {"images": GARMENTS[:3], "label": LABELS[:3], "labels": LABELS[:3]},
+            "x.npz has the arrays images, label; call",
+        ),
         ({"labels": LABELS[:3]}, "x.npz has the arrays none"),
         ({"images": np.array([{}, 1], dtype=object)}, "x.npz cannot be read as arrays .*allow_pickle"),
         ({"images": GARMENTS[:3].astype(np.int32)}, "x.npz has int32 images"),

@@ -53,7 +53,7 @@ def test_what_is_in_the_set_is_told(call, tmp_path):
         f"folder: data/{prepared.name}",
         "images: 90 to train on, 10 held out (0.1 of all, by hash)",
         "shape: 24x16, 3 channels",
-        "before: 16x20 (100)",
+        "original sizes: 16x20 (100)",
         "unreadable: 1, skipped",
         "class to train on held out",
         f"cat {counts[0][0]} {counts[0][1]}",
@@ -65,6 +65,22 @@ def test_what_is_in_the_set_is_told(call, tmp_path):
     assert "mean: " + ", ".join(f"{mean:.1f}" for mean in images.mean(axis=(0, 2, 3))) in lines
     assert "deviation: " + ", ".join(f"{value:.1f}" for value in images.std(axis=(0, 2, 3))) in lines
     assert any("bad.png cannot be read as a picture" in line for line in lines)
+
+
+def test_images_that_are_left_out_are_counted(call, tmp_path):
+    make_folder(tmp_path / "pets", {"": 10})
+    make_folder(tmp_path / "others", {"": 3})
+    lines = call("--data.source", "pets", "--data.held_out", "others").splitlines()
+    assert "left out:       3, which equal a held-out image" in lines
+    assert "images:         7 to train on, 3 held out (those of others)" in lines
+    assert not any("left out" in line for line in call("--data.source", "pets").splitlines())
+
+
+def test_the_classes_of_a_prepared_set_are_left_out_if_so_asked(call, tmp_path):
+    make_folder(tmp_path / "pets", {"cat": 5, "dog": 5})
+    assert "cat" in call("--data.source", "pets")
+    [prepared] = (tmp_path / "data").glob("pets-*")
+    assert "cat" not in call("--data.source", prepared, "--data.labels", "false")
 
 
 def test_a_set_with_its_contact_sheet_is_whole_and_a_source(call, tmp_path):
@@ -133,7 +149,7 @@ def test_a_set_where_nothing_can_be_written_is_described(call, tmp_path, caplog,
         ("--data.source pets --data.size 16.5", "data.size: expected int or tuple"),
         ("--data.source pets --data.held_out 1.5", "held_out is 1.5"),
         ("--data.source pets --data.held_out nowhere", "nowhere is neither"),
-        ("--data.source pets --data.channels 4", "has 3 channels, not 4"),
+        ("--data.source pets --data.channels 4", "has images of 3 channels, not 4"),
         ("--data.source pets --data.fit squeeze", "expected 'crop', 'pad', 'stretch', got squeeze"),
         ("--data.sauce pets", "unknown option 'data.sauce' (did you mean 'data.source'?)"),
         ("--data.source ''", "source is empty"),
