@@ -60,6 +60,6 @@ def test_a_network_that_takes_labels_can_be_described():
 
 def test_images_that_the_judge_cannot_see_are_refused(field, tmp_path):
     narrow = field.entries["narrow"]
-    larger = Entry("larger", (*narrow.arguments, "--model.sample_size", "32"), (1.0,))
+    larger = Entry("larger", (*narrow.arguments, "--data.size", "null", "--model.sample_size", "32"), (1.0,))
     with pytest.raises(ValueError, match=r"images of \(1, 32, 32\).*the judge sees \(1, 16, 16\)"):
         Training.of(larger, 1, 0, tmp_path)
