@@ -25,7 +25,7 @@ if "$bin/python" -c "import scripts" 2>/dev/null || "$bin/python" -c "import con
     exit 1
 fi
 "$bin/denoiser-sample" --num_images 4
-"$bin/python" -c "import numpy; numpy.save('pictures.npy', numpy.arange(20 * 256, dtype=numpy.uint8).reshape(20, 16, 16))"
+"$bin/python" -c "import numpy; numpy.save('pictures.npy', numpy.random.default_rng(0).integers(256, size=(20, 16, 16), dtype='uint8'))"
 options=(--data.root "$data" --training.max_steps 4 --training.evaluation_images 100 --tracking.mode disabled)
 "$bin/denoiser-train" --config smoke "${options[@]}" --output_dir one
 "$bin/accelerate" launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
