@@ -18,7 +18,7 @@ def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
-    parser.add_class_arguments(DistillationRun, skip={"init_from"})
+    parser.add_class_arguments(DistillationRun)
     return parser
 
 
@@ -28,8 +28,7 @@ def main() -> None:
     parser = build_parser()
     parser.set_defaults(data_of_run(parser.parse_args(sys.argv[1:]).distillation.teacher))
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
-    given = {field.name: options[field.name] for field in fields(DistillationRun) if field.name in options}
-    config = DistillationRun(**given)
+    config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
     model, noise_schedule = student_of(teacher)

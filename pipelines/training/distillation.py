@@ -83,6 +83,11 @@ class DistillationRun(RunConfig):
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(scheduler="lcm", steps=4))
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is not None:
+            raise ValueError(f"init_from is {self.init_from}, and a student starts from its teacher; leave it out")
+
 
 def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
     """Return a copy of the teacher's network and its noise schedule, with velocity prediction."""

@@ -364,6 +364,7 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.teacher nowhere", "nowhere is not a saved pipeline"),
         ("--distillation.teacher {}/distilled", "the teacher is distilled itself"),
         ("--distillation.calls 0", "calls is 0"),
+        ("--init_from teacher", "init_from is teacher, and a student starts from its teacher; leave it out"),
         ("--distillation.calls 21", "calls is 21; it must be up to 20"),
         ("--distillation.calls 2", "4 inference steps were asked for; the sampler takes 1 to 2"),
         ("--sampling.scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
