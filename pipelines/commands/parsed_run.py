@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 
 from denoiser.checks import check_seed, pair
 from denoiser.data import DataConfig
+from denoiser.data.source import path_of
 from pipelines import DenoisingPipeline, find_pipeline
 from pipelines.commands.parser import Parser
 from pipelines.schedulers import distilled_calls
@@ -68,7 +69,7 @@ class ParsedRun:
         source = self._parser.parse_args([word for word in words if word != "--print_config"]).data.source
         if source == DataConfig.source:
             return words
-        folder = Path("runs", Path(source).expanduser().resolve().stem or "images")
+        folder = Path("runs", path_of(source).resolve().stem or "images")
         return ["--config", DEFAULT, "--data.size", "null", "--output_dir", str(folder), *arguments]
 
     @cached_property

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from denoiser.data import DataConfig, ImageSet, load_sets
+from denoiser.data.source import path_of
 from denoiser.processes import tell
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.commands.parser import command
@@ -23,7 +24,7 @@ def load_images(config: DataConfig, output_dir: str) -> tuple[ImageSet, ImageSet
     What is not prepared is prepared by one process of each machine, for which the others wait. Raises
     `ValueError` if the run would write into the folder of its images.
     """
-    source = Path(config.source).expanduser()
+    source = path_of(config.source)
     if source.is_dir() and Path(output_dir).resolve().is_relative_to(source.resolve()):
         raise ValueError(f"output_dir {output_dir} lies in {source}, the folder of the images; give another")
     with preparation_bar() as on_progress:

@@ -56,6 +56,7 @@ def sources(tmp_path):
     [
         ("nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
         ("minst", "(did you mean 'mnist'?)"),
+        ("~nobody_here/x", "~nobody_here/x is neither a folder, nor a file, nor a data set"),
         ("{}/empty", "empty has no images"),
         ("{}/loop", "loop has no images"),
         ("{}/notes.txt", "notes.txt has no suffix among .zip, .npz, .npy, .parquet"),
