@@ -142,7 +142,6 @@ def main() -> None:
     seeds = None if options.seeds is None else parse_seeds(options.seeds)
     state = start_process()
     pipeline = find_pipeline(options.pipeline).to(state.device)
-    pipeline.set_progress_bar_config(disable=not state.is_main_process)
     noise_schedule = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, default_sampler(noise_schedule))
     pipeline.scheduler = make_scheduler(config.scheduler, noise_schedule.config)
