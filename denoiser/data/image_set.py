@@ -96,6 +96,12 @@ class ImageSet:
         return replace(self, images=self.images[:count], labels=None if self.labels is None else self.labels[:count])
 
 
+def evenly(count: int, most: int) -> Tensor:
+    """Return up to `most` of the indices 0 to `count - 1`, evenly picked, since a set may be sorted by class."""
+    picked = min(count, most)
+    return torch.arange(picked) * count // max(1, picked)
+
+
 def _moved(labels: Tensor | None, device: torch.device) -> Tensor | None:
     return None if labels is None else labels.to(device)
 

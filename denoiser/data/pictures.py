@@ -113,6 +113,11 @@ def as_pixels(array: np.ndarray, what: str) -> np.ndarray:
         array = array[:, None]
     elif array.shape[3] < array.shape[1]:
         array = np.moveaxis(array, 3, 1)
+    return as_levels(array, what)
+
+
+def as_levels(array: np.ndarray, what: str) -> np.ndarray:
+    """Convert image arrays from floating values, 0 to 1, to uint8, which is left as it is; `ValueError` for others."""
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):

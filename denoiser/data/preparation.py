@@ -46,7 +46,6 @@ class Preparation:
         source: Its images.
         rule: Share of the images to hold out, or a name of another rule: the source's own.
         size: Height and width; None for the images' own.
-        channels: 1 or 3, or those of an array; None for the images' own.
         folder: The folder that is made.
         on_progress: Called with the numbers of images that are decoded, and of all.
     """
@@ -57,11 +56,11 @@ class Preparation:
         source: Source,
         rule: str | float,
         size: Size | None,
-        channels: int | None,
         folder: Path,
         on_progress: OnProgress,
     ) -> None:
         self.config, self.source, self.rule, self.folder = config, source, rule, folder
+        channels = config.channels
         self.own_size, self.own_channels = size is None, channels is None
         self.on_progress = on_progress
         self.parts = parts_of(folder)

@@ -24,7 +24,7 @@ from torch import Tensor
 from denoiser.checks import pair
 from denoiser.data.config import HELD_OUT_SHARE, MEMORY_SHARE, DataConfig
 from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, is_prepared, read_facts
-from denoiser.data.image_set import ImageSet
+from denoiser.data.image_set import ImageSet, evenly
 from denoiser.data.parts import check_read, parts_of
 from denoiser.data.pictures import Background, readable
 from denoiser.data.preparation import OnProgress, Preparation, Size
@@ -34,17 +34,12 @@ from denoiser.files import check_writable, locked
 
 
 def load_sets(
-    config: DataConfig,
-    size: Size | None = None,
-    channels: int | None = None,
-    on_progress: OnProgress = lambda done, total: None,
+    config: DataConfig, on_progress: OnProgress = lambda done, total: None
 ) -> tuple[ImageSet, ImageSet | None]:
     """Load the training images and the held-out ones; what is not prepared is prepared.
 
     Args:
         config: Settings of the set.
-        size: Height and width, if `config.size` is None.
-        channels: Channels, if `config.channels` is None.
         on_progress: Called with the numbers of images that are prepared, and of all.
 
     Returns:
@@ -55,27 +50,21 @@ def load_sets(
         FileNotFoundError: If there is no such source.
         OSError: If the prepared set cannot be written.
     """
-    return open_set(prepare(config, size, channels, on_progress), config.in_memory, config.labels)
+    return open_set(prepare(config, on_progress), config.in_memory, config.labels)
 
 
-def prepare(
-    config: DataConfig,
-    size: Size | None = None,
-    channels: int | None = None,
-    on_progress: OnProgress = lambda done, total: None,
-) -> Path:
+def prepare(config: DataConfig, on_progress: OnProgress = lambda done, total: None) -> Path:
     """Prepare a set unless it is; returns its folder. The arguments are those of `load_sets`."""
-    size = size if config.size is None else pair(config.size)
-    channels = channels if config.channels is None else config.channels
+    size = None if config.size is None else pair(config.size)
     given = path_of(config.source)
     if is_prepared(given):
-        _check_agrees(given, size, channels, config)
+        _check_agrees(given, size, config)
         return given
     root = path_of(config.root)
     source = _find(config, root)
     rule = _held_out_rule(config, source)
     source = _limited(source, config.limit, source.held_out if isinstance(rule, str) else 0)
-    settings = [size, channels, config.fit, config.background, rule, config.limit]
+    settings = [size, config.channels, config.fit, config.background, rule, config.limit]
     digest = hashlib.sha256(json.dumps([VERSION, source.stamp, source.class_names, settings]).encode()).hexdigest()
     stem = re.sub(r"[^\w-]+", "-", given.resolve().stem).strip("-")[:40]
     folder = root / f"{stem}-{'x'.join(map(str, size or ['own']))}-{digest[:10]}"
@@ -84,7 +73,7 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with _waiting_lock(root / f".{folder.name}.lock"):
             if not (folder / FACTS).is_file():  # or another process has prepared it meanwhile
-                Preparation(config, source, rule, size, channels, folder, on_progress).run()
+                Preparation(config, source, rule, size, folder, on_progress).run()
     elif parts_of(folder).exists():  # of a process that was killed after its last step
         shutil.rmtree(parts_of(folder), ignore_errors=True)
     check_read(read_facts(folder)["unreadable"], config)
@@ -128,9 +117,9 @@ def open_set(folder: Path, in_memory: bool | None = None, labels: bool = True) -
     return sets[0], sets[1] if len(sets) == 2 else None
 
 
-def _check_agrees(folder: Path, size: Size | None, channels: int | None, config: DataConfig) -> None:
+def _check_agrees(folder: Path, size: Size | None, config: DataConfig) -> None:
     """Raise `ValueError` for a setting that is not the one of a prepared set; defaults are those of any."""
-    facts = read_facts(folder)
+    facts, channels = read_facts(folder), config.channels
     own_channels, *own_size = facts["shape"]
     if size not in (None, tuple(own_size)) or channels not in (None, own_channels):
         wanted = f"size {size or 'of its own'}, channels {channels or 'of its own'}"
@@ -181,7 +170,7 @@ def _limited(source: Source, limit: int | None, held_out: int) -> Source:
         return source
     wanted = max(1, round(limit * held_out / count)) if held_out else 0
     first = count - held_out
-    kept = np.concatenate([_evenly(first, min(first, max(1, limit - wanted))), first + _evenly(held_out, wanted)])
+    kept = torch.cat([evenly(first, max(1, limit - wanted)), first + evenly(held_out, wanted)]).numpy()
     labels = None if source.labels is None else source.labels[kept]
     return Source(
         [source.names[int(index)] for index in kept],
@@ -191,10 +180,6 @@ def _limited(source: Source, limit: int | None, held_out: int) -> Source:
         source.class_names,
         held_out=wanted,
     )
-
-
-def _evenly(count: int, wanted: int) -> np.ndarray:
-    return np.arange(wanted) * count // max(1, wanted)
 
 
 def _held_out_rule(config: DataConfig, source: Source) -> str | float:

@@ -125,13 +125,8 @@ def _check_no_splits(class_names: Sequence[str], folder: str, where: str) -> Non
 def common_folder(pictures: Sequence[Parts]) -> Parts:
     """Return the innermost folder that holds all pictures."""
     parents = [picture[:-1] for picture in pictures]
-    first, last = min(parents), max(parents)
-    return first[: _common_depth(first, last)]
-
-
-def _common_depth(first: Parts, last: Parts) -> int:
-    """Return how many parts two paths, and all between them in order, begin with in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    first, last = min(parents), max(parents)  # between which, in order, are all others
+    return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
 
 
 def check_classes(source: Source, name: str) -> None:

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from denoiser.checks import check_seed
+from denoiser.data.pictures import as_levels
 from denoiser.files import check_writable
 from pipelines.classes import Label
 from pipelines.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
@@ -101,15 +102,7 @@ def _as_images(array: np.ndarray, path: Path, shape: tuple[int, int, int]) -> Te
         raise ValueError(f"{path} has images of shape {array.shape[1:]}; it must be {shape} (channels, height, width)")
     if not len(array):
         raise ValueError(f"{path} has no images; give at least one")
-    if array.dtype == np.uint8:
-        return torch.from_numpy(array.copy())
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path} has {array.dtype} images; give uint8 from 0 to 255, or floating from 0 to 1")
-    if not (array >= 0).all() or not (array <= 1).all():  # so for nan
-        raise ValueError(
-            f"{path} has values from {array.min():.4g} to {array.max():.4g}; floating images go from 0 to 1"
-        )
-    return torch.from_numpy((array * 255).round().astype(np.uint8))
+    return torch.from_numpy(as_levels(array, str(path)).copy())
 
 
 def _as_labels(array: np.ndarray, count: int, path: Path, num_classes: int, fewest: int) -> Tensor:

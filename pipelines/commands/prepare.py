@@ -13,6 +13,7 @@ from PIL import Image
 
 from denoiser.data import DataConfig, ImageSet, open_set, prepare
 from denoiser.data.form import read_facts
+from denoiser.data.image_set import evenly
 from denoiser.data.parts import NAMED
 from denoiser.data.preparation import OnProgress
 from denoiser.processes import optional
@@ -54,22 +55,16 @@ def contact_sheet(images: ImageSet) -> Image.Image:
     """Return a picture of some images: ten of each class in a row, or a hundred without classes."""
     scale = math.ceil(CELL / max(images.images.shape[2:]))
     if images.labels is None:
-        return image_grid(images.images[_evenly(len(images), ROWS * COLUMNS)] / 255, COLUMNS, scale)
+        return image_grid(images.images[evenly(len(images), ROWS * COLUMNS)] / 255, COLUMNS, scale)
     rows, names = [], []
     for label, name in enumerate(images.class_names):
         of_class = (images.labels == label).nonzero().flatten()
         if len(of_class):
-            shown = images.images[of_class[_evenly(len(of_class), COLUMNS)]] / 255
+            shown = images.images[of_class[evenly(len(of_class), COLUMNS)]] / 255
             empty = torch.full((COLUMNS - len(shown), *shown.shape[1:]), 0.5)
             rows.append(torch.cat([shown, empty]))
             names += [name] * COLUMNS
     return named_grid(torch.cat(rows), names, COLUMNS, scale)
-
-
-def _evenly(count: int, wanted: int) -> torch.Tensor:
-    """Return at most `wanted` indices, evenly picked."""
-    wanted = min(count, wanted)
-    return torch.arange(wanted) * count // wanted
 
 
 def describe(folder: Path, train: ImageSet, held_out: ImageSet | None) -> str:

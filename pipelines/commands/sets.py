@@ -1,6 +1,6 @@
 """The image set of a pipeline: by default that of its run."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ def load_set(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet 
     Raises:
         ValueError: If the images are not of the shape of the pipeline's, or a source cannot be used.
     """
-    size = (shape or IMAGE_SHAPE)[1:] if data.source == DataConfig.source else None
-    train, test = load_sets(data, size)
+    if data.source == DataConfig.source and data.size is None:
+        data = replace(data, size=(shape or IMAGE_SHAPE)[1:])
+    train, test = load_sets(data)
     if shape is not None and train.shape != shape:
         channels, height, width = shape
         raise ValueError(

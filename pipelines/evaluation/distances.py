@@ -1,5 +1,6 @@
 """Distances between the features of two image sets, nearest neighbours and memorisation."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,15 @@ class Moments:
     def of(cls, features: Tensor) -> "Moments":
         """Return the moments of `(count, features)`."""
         return cls(features.double().mean(dim=0), features.double().T.cov())
+
+    @classmethod
+    def of_batches(cls, batches: Iterable[Tensor]) -> "Moments":
+        """Return the moments of batches of float64 features, `(batch, features)` each, which need not fit memory."""
+        total, products, count = torch.zeros(()), torch.zeros(()), 0
+        for batch in batches:
+            total, products, count = total + batch.sum(dim=0), products + batch.T @ batch, count + len(batch)
+        mean = total / count
+        return cls(mean, (products - count * mean.outer(mean)) / max(count - 1, 1))
 
 
 class Cloud:

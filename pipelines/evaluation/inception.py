@@ -89,12 +89,13 @@ class Inception:
 
     def moments(self, name: str, images: Tensor, on_images: Callable[[int], object] = lambda count: None) -> Moments:
         """Return the moments of the 2,048 features of uint8 images, resized as the package `name` does."""
-        total, products = torch.zeros(()), torch.zeros(())
-        for features in self.features(name, images):
-            total, products = total + features.sum(dim=0), products + features.T @ features
-            on_images(len(features))
-        mean = total / len(images)
-        return Moments(mean, (products - len(images) * mean.outer(mean)) / (len(images) - 1))
+
+        def told() -> Iterator[Tensor]:
+            for features in self.features(name, images):
+                yield features
+                on_images(len(features))
+
+        return Moments.of_batches(told())
 
     @torch.no_grad()
     def features(self, name: str, images: Tensor) -> Iterator[Tensor]:

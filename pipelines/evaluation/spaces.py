@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d
 
 from denoiser.data import CLASS_NAMES, ImageSet
+from denoiser.data.image_set import evenly
 from denoiser.randomness import EVALUATION, seeded_generator
 from pipelines.evaluation.distances import Moments
 from pipelines.evaluation.judge import BATCH_SIZE, SPLITS, Judge, find_judge, in_batches, judge_images
@@ -79,7 +80,7 @@ def fixed_space(train: ImageSet) -> FeatureSpace:
         with torch.autocast(images.device.type, enabled=False):
             return in_batches(lambda batch: network(batch.cpu().float() / 127.5 - 1), images)
 
-    known = torch.cat([respond(batch) for batch in evenly(train.images, MOST_FOR_SCALE)])
+    known = torch.cat([respond(batch) for batch in some_batches(train.images, MOST_FOR_SCALE)])
     mean, scale = known.mean(dim=0), known.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-3)  # above rounding
     moments = {"train": Moments.of((known - mean) / scale)}
     return FeatureSpace("convolutions", lambda images: (respond(images) - mean) / scale, moments)
@@ -91,14 +92,10 @@ def pixel_space(train: ImageSet) -> FeatureSpace:
     Nothing here is invariant, as a network's features can be to a shift by one pixel. Images of more
     than 16 pixels a side are averaged down to that.
     """
-    total, products, count = torch.zeros(()), torch.zeros(()), 0
-    for batch in evenly(train.images, MOST_FOR_STATISTICS):
-        levels = _levels(batch)
-        total, products, count = total + levels.sum(dim=0), products + levels.T @ levels, count + len(levels)
-    mean = total / count
-    covariance = (products - count * mean.outer(mean)) / max(count - 1, 1) / 255**2
-    variances, directions = torch.linalg.eigh(covariance)  # in the order of rising variance
-    kept = min(NUM_COMPONENTS, max(count - 1, 1))
+    moments = Moments.of_batches(map(_levels, some_batches(train.images, MOST_FOR_STATISTICS)))
+    mean = moments.mean
+    variances, directions = torch.linalg.eigh(moments.covariance / 255**2)  # in the order of rising variance
+    kept = min(NUM_COMPONENTS, max(min(len(train), MOST_FOR_STATISTICS) - 1, 1))
     components = directions[:, -kept:] / variances[-kept:].mean().clamp(min=1e-12).sqrt()
 
     def project(images: Tensor) -> Tensor:
@@ -115,28 +112,23 @@ def _levels(images: Tensor) -> Tensor:
     return images.cpu().flatten(1).double()
 
 
-def evenly(images: Tensor, most: int) -> Iterator[Tensor]:
-    """Yield batches of up to `most` images, evenly picked: a set may be sorted by class."""
-    count = min(len(images), most)
-    for rows in (torch.arange(count) * len(images) // count).split(BATCH_SIZE):
+def some_batches(images: Tensor, most: int) -> Iterator[Tensor]:
+    """Yield batches of up to `most` images, evenly picked."""
+    for rows in evenly(len(images), most).split(BATCH_SIZE):
         yield images[rows.to(images.device)]
 
 
 def some_rows(images: ImageSet, count: int) -> Tensor:
-    """Return the indices of up to `count` images: evenly picked, for a set may be sorted by class.
-
-    Those of FashionMNIST are the first, for its files are not sorted.
-    """
-    count = min(count, len(images))
+    """Return the indices of up to `count` images: evenly picked, but for FashionMNIST the first, since it is mixed."""
     if images.class_names == CLASS_NAMES:
-        return torch.arange(count)
-    return torch.arange(count) * len(images) // max(count, 1)
+        return torch.arange(min(count, len(images)))
+    return evenly(len(images), count)
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each pixel of uint8 images, `(channels, height, width)` both."""
     total, squares, count = torch.zeros(()), torch.zeros(()), 0
-    for batch in evenly(images, MOST_FOR_STATISTICS):
+    for batch in some_batches(images, MOST_FOR_STATISTICS):
         levels = batch.cpu().double()
         total, squares, count = total + levels.sum(dim=0), squares + levels.square().sum(dim=0), count + len(levels)
     mean = total / count

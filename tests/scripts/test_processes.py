@@ -181,7 +181,8 @@ echo "srun $*" >>"$CALLS"
 while [[ $1 == --* ]]; do shift; done
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
 SLURM_PROCID=1 SLURM_LOCALID=0 "$@" & second=$!
-wait $first && wait $second
+wait $first; status=$?
+wait $second && exit $status
 """
 SCONTROL = """#!/bin/bash
 echo "scontrol $*" >>"$CALLS"

@@ -86,7 +86,7 @@ def test_greys_alone_make_a_grey_set_and_one_colour_a_coloured_one(tmp_path):
 def test_channels_and_sizes_are_as_asked(folder):
     train, _ = load(folder, size=(8, 24), channels=1)
     assert train.images.shape == (45, 1, 8, 24)
-    train, _ = load_sets(DataConfig(source=str(folder), root="root"), (24, 8), 1)  # as a network asks
+    train, _ = load(folder, size=(24, 8), channels=1)
     assert train.images.shape == (45, 1, 24, 8)
     with pytest.raises(ValueError, match="x has images of 3 channels, not 4, .*; give --data.channels 3$"):
         load(folder, channels=4)

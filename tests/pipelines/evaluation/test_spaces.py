@@ -15,9 +15,9 @@ from pipelines.evaluation.spaces import (
     NUM_COMPONENTS,
     RandomNetwork,
     best_space,
-    evenly,
     fixed_space,
     pixel_space,
+    some_batches,
     some_rows,
 )
 from tests.pipelines.evaluation.conftest import in_colours, noisy
@@ -86,7 +86,7 @@ def test_images_are_picked_evenly_from_a_sorted_set_and_are_the_first_of_fashion
     assert some_rows(images, 5).tolist() == [0, 20, 40, 60, 80]
     assert some_rows(images, 500).tolist() == [*range(100)]
     assert some_rows(train_images, 5).tolist() == [*range(5)]
-    assert torch.cat([*evenly(images.images, 4)]).flatten().tolist() == [0, 25, 50, 75]
+    assert torch.cat([*some_batches(images.images, 4)]).flatten().tolist() == [0, 25, 50, 75]
 
 
 @pytest.fixture(scope="module")
