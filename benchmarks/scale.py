@@ -84,12 +84,12 @@ def _measure(cell: Cell, seconds: float) -> dict[str, float]:
     ours, theirs = context.Pipe()
     workers = []
     for rank in range(cell.processes or 1):
-        given = {} if cell.processes is None else {"OMP_NUM_THREADS": "1"}
+        given: dict[str, str] = {}
         if cell.processes not in (None, 1):
             given |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
             given |= {name: str(cell.processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
             given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        workers.append(context.Process(target=_work, args=(cell.arguments, seconds, given, theirs)))
+        workers.append(context.Process(target=_work, args=(cell, seconds, given, theirs)))
     for worker in workers:
         worker.start()
     theirs.close()
@@ -102,11 +102,13 @@ def _measure(cell: Cell, seconds: float) -> dict[str, float]:
     return figures
 
 
-def _work(arguments: Sequence[str], seconds: float, exported: Mapping[str, str], answers: Connection) -> None:
+def _work(cell: Cell, seconds: float, exported: Mapping[str, str], answers: Connection) -> None:
     os.environ.update(exported)
-    sys.argv = ["train.py", *arguments]
-    run = ParsedRun(arguments)
+    sys.argv = ["train.py", *cell.arguments]
+    run = ParsedRun(cell.arguments)
     accelerator = start_accelerator(run.config)
+    if cell.processes is not None:
+        torch.set_num_threads(1)
     images, _ = load_images(run.data, run.config.output_dir)
     model, noise_schedule = run.build(images.shape, len(images.class_names) or None)
     operations = operations_per_image(model)

@@ -4,7 +4,9 @@ import ctypes
 import os
 import platform
 import shutil
+from pathlib import Path
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import TorchDynamoPlugin, parse_flag_from_env
@@ -92,6 +94,21 @@ def as_trained(mixed_precision: str, device: torch.device) -> torch.autocast:
 def num_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes of memory that this process may still take, of the machine and of its control group (version 2).
+
+    `root` is the folder of `proc` and `sys`.
+    """
+    free = psutil.virtual_memory().available
+    try:
+        group = (root / "proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::/")[2]
+        folder = root / "sys/fs/cgroup" / group
+        most, taken = ((folder / f"memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        return min(free, int(most) - int(taken))
+    except (OSError, ValueError):  # there is no such group, or no limit ("max")
+        return free
 
 
 def prepare_cpu(state: PartialState) -> None:

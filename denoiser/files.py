@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,20 @@ def locked(path: Path) -> BinaryIO:
             raise
         logger.warning("%s cannot be locked (%s): see to it that no second run writes there", path, error.strerror)
     return file
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; wait while another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            lock = locked(path)
+            break
+        except BlockingIOError:
+            time.sleep(0.2)
+    with lock:
+        yield
 
 
 @contextmanager

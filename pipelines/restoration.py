@@ -32,7 +32,9 @@ def estimated_noise(noisy: Tensor) -> Tensor:
     try:
         from skimage.restoration import estimate_sigma
     except ImportError as error:
-        raise ValueError(f"the noise cannot be estimated ({error}); pip install 'denoiser[restore]'") from error
+        raise ValueError(
+            f"the noise cannot be estimated ({error}); pip install -e '.[restore]' in the checkout"
+        ) from error
     images = rearrange(noisy, "b c h w -> b h w c").cpu().numpy()
     levels = [estimate_sigma(image, average_sigmas=True, channel_axis=-1) for image in images]
     return torch.tensor(levels).nan_to_num(0.0)  # NaN is that of a constant image

@@ -1,4 +1,4 @@
-"""Draw images from a trained pipeline: python scripts/sample.py, or one of yours with --pipeline runs/…/pipeline."""
+"""Sample images from a trained pipeline: python scripts/sample.py --pipeline runs/fashion_mnist/pipeline."""
 
 from pipelines.commands.sample import main
 

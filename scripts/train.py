@@ -1,4 +1,4 @@
-"""Train a denoiser on FashionMNIST: accelerate launch scripts/train.py --config configs/fashion_mnist.yaml."""
+"""Train a denoiser: accelerate launch scripts/train.py --data.source my_images."""
 
 from pipelines.commands.train import main
 

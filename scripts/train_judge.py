@@ -48,7 +48,8 @@ def main() -> None:
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     if options.epochs is not None:
         check_positive(epochs=options.epochs)
-    start_process()
+    if not start_process().is_main_process:
+        return  # a judge is one process's work
     if options.package:
         if options.data != DataConfig(root=options.data.root):
             raise ValueError("of the set's options, --package takes data.root alone; leave the others out")

@@ -34,9 +34,9 @@ cmp one/pipeline/unet/diffusion_pytorch_model.safetensors two/pipeline/unet/diff
 "$bin/denoiser-sample" --pipeline one/pipeline --num_images 4 --steps 2 --output two.png
 "$bin/denoiser-distill" --config distill "${options[@]}" --distillation.denoising_steps 1 --sampling.num_images 4
 "$bin/denoiser-prepare" --data.root sets --data.source "$PWD/pictures.npy" --data.size 8 | tail -1
-fails_with "pip install 'denoiser[datasets]'" "$bin/denoiser-prepare" --data.source nobody/nothing
-fails_with "pip install 'denoiser[restore]'" "$bin/denoiser-restore" denoise --noise 0.5
-fails_with "pip install 'denoiser[eval]'" "$bin/denoiser-evaluate" --pipeline teacher
+fails_with "pip install -e '.[datasets]'" "$bin/denoiser-prepare" --data.source nobody/nothing
+fails_with "pip install -e '.[restore]'" "$bin/denoiser-restore" denoise --noise 0.5
+fails_with "pip install -e '.[eval]'" "$bin/denoiser-evaluate" --pipeline teacher
 fails_with "unknown option 'config_'" "$bin/denoiser-train" --config_ smoke
 "$bin/pip" install --quiet "$wheel[eval,restore]"
 "$bin/denoiser-restore" inpaint --hole 6 --num_images 2 --data.root "$data"

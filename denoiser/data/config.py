@@ -23,17 +23,18 @@ class DataConfig:
         root: Folder of prepared sets, and of downloads.
         size: Height and width, or one number for both, 8 to 256; None for the network's `sample_size`,
             if that is given, or the images' own.
-        channels: 1 for grey, 3 for colour; None for the network's `in_channels`, if that is given, or
-            the images' own.
+        channels: 1 for grey, 3 for colour; None for the images' own, which
+            the network's `in_channels`, if that is given, must match.
         fit: How an image of another shape is fitted: "crop" its middle, "pad" its sides, or "stretch".
         background: Colour under transparent pixels, and of the padding.
         labels: Whether the images' classes are used.
         held_out: Share of the images that are never trained on, or a source of such images, which are
             left out of the others; None for the source's own, or a tenth.
-        limit: Number of images to use, evenly picked, from held-out images of a source too.
+        limit: Number of images to use, evenly spaced in the source. Held-out images of a source's own are
+            reduced in proportion, to one at least.
         unreadable: Whether to "stop" at images that cannot be read, or to "skip" them.
-        in_memory: Whether to read the images into memory rather than to map their file; None for
-            sets that take up to an eighth of the free memory, divided by the processes of this machine.
+        in_memory: Whether to read the images into memory, or to map their file; None to read a set that takes
+            up to an eighth of the free memory, counting a copy for each process of the machine.
     """
 
     source: str = "fashion_mnist"

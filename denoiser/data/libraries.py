@@ -18,7 +18,8 @@ from torchvision import datasets as torchvision_datasets
 from denoiser.data.fashion_mnist import load_fashion_mnist
 from denoiser.data.picture_files import size_and_time
 from denoiser.data.pictures import Background, as_pixels, read_picture, readable
-from denoiser.data.source import PREPARED_TOO, Classes, Source, named, numbered, stamp_of
+from denoiser.data.source import PREPARED_TOO, TESTING, Classes, Source, named, numbered, stamp_of
+from denoiser.files import waiting_lock
 
 BY_TRAIN, BY_SPLIT = [{"train": True}, {"train": False}], [{"split": "train"}, {"split": "test"}]
 MAKERS: dict[str, Any] = {
@@ -31,7 +32,7 @@ MAKERS: dict[str, Any] = {
 }
 TORCHVISION = ("fashion_mnist", *MAKERS)
 SECONDS = 20  # to wait for a server's answer
-HELD_OUT_FILE = re.compile(r"(?<![a-z])(test|validation)(?![a-z])")
+HELD_OUT = re.compile(rf"(?<![a-z])({'|'.join(TESTING)})(?![a-z])", re.IGNORECASE)  # in a path
 
 
 def array_source(images: np.ndarray, classes: Classes, name: str, stamp: str, held_out: int = 0) -> Source:
@@ -61,7 +62,11 @@ def _downloaded(name: str, root: Path) -> tuple[list[tuple[np.ndarray, np.ndarra
     """Return both splits of a data set of torchvision, from `root` or its mirrors, and the class names."""
     maker, options = MAKERS[name]
     try:
-        with _quiet(), readable(f"{name} cannot be read from {root}, nor downloaded"):
+        with (
+            waiting_lock(root / f".{name}.lock"),
+            _quiet(),
+            readable(f"{name} cannot be read from {root}, nor downloaded"),
+        ):
             sets = [maker(root, download=True, **option) for option in options]
     except ValueError as error:
         raise FileNotFoundError(f"{error}; put its files there, or connect to the network") from error
@@ -91,18 +96,21 @@ def _quiet() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _datasets() -> Any:
+def _datasets(name: str) -> Any:
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ValueError(f"parquet files and the Hub need {error.name}: pip install 'denoiser[datasets]'") from error
+        raise ValueError(
+            f"{name} is no folder of pictures, and parquet files and data sets of the Hub need {error.name}: "
+            "pip install -e '.[datasets]' in the checkout"
+        ) from error
     return datasets
 
 
-def parquet_source(paths: Sequence[Path], name: str, labels: bool) -> Source:
-    """Return the images of local parquet files; those named as a test or validation split are held out."""
-    library = _datasets()
-    held_out = [path for path in paths if HELD_OUT_FILE.search(path.name)]
+def parquet_source(paths: Sequence[Path], folder: Path, name: str, labels: bool) -> Source:
+    """Return the images of parquet files in a folder; those named as a test or validation split are held out."""
+    library = _datasets(name)
+    held_out = [path for path in paths if HELD_OUT.search(str(path.relative_to(folder)))]
     splits = [[path for path in paths if path not in held_out], held_out]
     library.disable_progress_bars()
     with readable(f"{name} cannot be read as parquet"):
@@ -113,7 +121,7 @@ def parquet_source(paths: Sequence[Path], name: str, labels: bool) -> Source:
 
 def hub_source(name: str, labels: bool) -> Source:
     """Return a data set of the Hugging Face Hub, from its cache or the network."""
-    library = _datasets()
+    library = _datasets(name)
     try:
         with (
             readable(f"{name} is neither a path here nor a data set that the Hugging Face Hub gives"),
@@ -150,7 +158,7 @@ def _offline_if(name: str) -> Iterator[None]:
 
 def _table_source(tables: Sequence[Any], name: str, stamp: str, with_labels: bool) -> Source:
     """Return the images of tables of the library `datasets`, the second of which is held out."""
-    library, features = _datasets(), tables[0].features
+    library, features = _datasets(name), tables[0].features
     if any(table.features != features for table in tables):
         raise ValueError(f"{name} has other columns for training than for testing; give tables of one kind")
     columns = [column for column, kind in features.items() if _holds_pictures(kind, library)]

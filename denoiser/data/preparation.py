@@ -45,7 +45,8 @@ class Preparation:
         config: Settings of the set.
         source: Its images.
         rule: Share of the images to hold out, or a name of another rule: the source's own.
-        size: Height and width; None for the images' own.
+        first: The first image that can be read, `(channels, height, width)`.
+        size: Height and width.
         folder: The folder that is made.
         on_progress: Called with the numbers of images that are decoded, and of all.
     """
@@ -55,18 +56,17 @@ class Preparation:
         config: DataConfig,
         source: Source,
         rule: str | float,
-        size: Size | None,
+        first: Tensor,
+        size: Size,
         folder: Path,
         on_progress: OnProgress,
     ) -> None:
         self.config, self.source, self.rule, self.folder = config, source, rule, folder
         channels = config.channels
-        self.own_size, self.own_channels = size is None, channels is None
+        self.own_size, self.own_channels = config.size is None, channels is None
         self.on_progress = on_progress
         self.parts = parts_of(folder)
-        with quiet_pillow():
-            first = self._first()
-        self.size: Size = size or (first.shape[1], first.shape[2])
+        self.size = size
         if channels and not {len(first), channels} <= {1, 3} and len(first) != channels:
             raise ValueError(
                 f"{config.source} has images of {len(first)} channels, not {channels}, and only grey and colour are "
@@ -115,16 +115,6 @@ class Preparation:
             shutil.rmtree(self.parts, ignore_errors=True)
             raise
 
-    def _first(self) -> Tensor:
-        """Return the first image that can be read."""
-        reason = ""
-        for index, name in enumerate(self.source.names):
-            try:
-                return self.source.read(index, self.config.background)
-            except ValueError as error:
-                reason = reason or f"{name} {error}"
-        raise ValueError(f"none of the {len(self.source):,} images of {self.config.source} can be read: {reason}")
-
     def _decode(self) -> list[Path]:
         """Decode all parts that are not there yet; returns their files."""
         self.parts.mkdir(exist_ok=True)
@@ -137,8 +127,8 @@ class Preparation:
         done = count - sum(map(len, waiting.values()))
         self.on_progress(done, count)
         with _workers(self) as pool:
-            futures = [pool.submit(_decode_part, rows, path) for path, rows in waiting.items()]
             try:
+                futures = [pool.submit(_decode_part, rows, path) for path, rows in waiting.items()]
                 for future in as_completed(futures):
                     done += future.result()
                     self.on_progress(done, count)
@@ -165,9 +155,7 @@ class Preparation:
                 raise ValueError(f"{self.source.names[row]} {error}") from error
             if self.own_size and tuple(image.shape[1:]) != self.size:
                 other = f"{_by(image.shape[1:])} ({self.source.names[row]})"
-                raise ValueError(
-                    f"{self.config.source} has images of {_by(self.size)} and of {other}; give --data.size"
-                )
+                raise ValueError(mixed_sizes(self.config, _by(self.size), other))
             images[len(read)] = fitted(image, self.size, self.config.fit, self.config.background).numpy()
             digests.append(digest_of(decoded))
             sizes.append(image.shape[1:])
@@ -262,6 +250,22 @@ class Preparation:
             "unreadable": unread,
             "sha256": digests,
         }
+
+
+def first_image(source: Source, config: DataConfig) -> Tensor:
+    """Return the first image that can be read, `(channels, height, width)`."""
+    reason = ""
+    for index, name in enumerate(source.names):
+        try:
+            return source.read(index, config.background)
+        except ValueError as error:
+            reason = reason or f"{name} {error}"
+    raise ValueError(f"none of the {len(source):,} images of {config.source} can be read: {reason}")
+
+
+def mixed_sizes(config: DataConfig, one: str, other: str) -> str:
+    """Describe images of several sizes where none is asked for."""
+    return f"{config.source} has images of {one} and of {other}; give --data.size"
 
 
 _preparation: Preparation  # of a worker

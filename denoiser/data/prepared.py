@@ -7,17 +7,14 @@ preparation was stopped, so that the next one goes on with them.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -26,11 +23,14 @@ from denoiser.data.config import HELD_OUT_SHARE, MEMORY_SHARE, DataConfig
 from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, is_prepared, read_facts
 from denoiser.data.image_set import ImageSet, evenly
 from denoiser.data.parts import check_read, parts_of
-from denoiser.data.pictures import Background, readable
-from denoiser.data.preparation import OnProgress, Preparation, Size
+from denoiser.data.pictures import Background, quiet_pillow, readable
+from denoiser.data.preparation import OnProgress, Preparation, Size, first_image, mixed_sizes
 from denoiser.data.source import Source, path_of
 from denoiser.data.sources import find_source
-from denoiser.files import check_writable, locked
+from denoiser.device import free_memory
+from denoiser.files import check_writable, waiting_lock
+
+logger = logging.getLogger(__name__)
 
 
 def load_sets(
@@ -64,19 +64,25 @@ def prepare(config: DataConfig, on_progress: OnProgress = lambda done, total: No
     source = _find(config, root)
     rule = _held_out_rule(config, source)
     source = _limited(source, config.limit, source.held_out if isinstance(rule, str) else 0)
-    settings = [size, config.channels, config.fit, config.background, rule, config.limit]
+    with quiet_pillow():
+        first = first_image(source, config)
+    size = size or (first.shape[1], first.shape[2])
+    told = "another source" if isinstance(config.held_out, str) else rule  # whose stamp is in the source's
+    settings = [size, config.channels, config.fit, config.background, told, config.limit]
     digest = hashlib.sha256(json.dumps([VERSION, source.stamp, source.class_names, settings]).encode()).hexdigest()
     stem = re.sub(r"[^\w-]+", "-", given.resolve().stem).strip("-")[:40]
-    folder = root / f"{stem}-{'x'.join(map(str, size or ['own']))}-{digest[:10]}"
+    folder = root / f"{stem}-{size[0]}x{size[1]}-{digest[:10]}"
     if not (folder / FACTS).is_file():
         check_writable(folder)
-        root.mkdir(parents=True, exist_ok=True)
-        with _waiting_lock(root / f".{folder.name}.lock"):
+        with waiting_lock(root / f".{folder.name}.lock"):
             if not (folder / FACTS).is_file():  # or another process has prepared it meanwhile
-                Preparation(config, source, rule, size, folder, on_progress).run()
+                Preparation(config, source, rule, first, size, folder, on_progress).run()
     elif parts_of(folder).exists():  # of a process that was killed after its last step
         shutil.rmtree(parts_of(folder), ignore_errors=True)
-    check_read(read_facts(folder)["unreadable"], config)
+    facts = read_facts(folder)
+    check_read(facts["unreadable"], config)
+    if config.size is None and len(facts["sizes_before"]) > 1:  # as prepared with its size named
+        raise ValueError(mixed_sizes(config, *list(facts["sizes_before"])[:2]))
     return folder
 
 
@@ -101,7 +107,7 @@ def open_set(folder: Path, in_memory: bool | None = None, labels: bool = True) -
     with readable(f"{folder} is not as it was prepared; delete the folder, and prepare it anew"):
         if in_memory is None:
             needed = (folder / IMAGES).stat().st_size * processes
-            in_memory = needed * MEMORY_SHARE <= psutil.virtual_memory().available
+            in_memory = needed * MEMORY_SHARE <= free_memory()
         # mapped "c" is writable memory that is never written: torch has no tensor that is only read
         pixels = np.load(folder / IMAGES, mmap_mode=None if in_memory else "c", allow_pickle=False)
         if pixels.shape != (facts["images"], *facts["shape"]):
@@ -188,21 +194,16 @@ def _held_out_rule(config: DataConfig, source: Source) -> str | float:
         return _those_of(config.held_out)
     if config.held_out is None:
         return "the source's own" if source.held_out else HELD_OUT_SHARE
+    if source.held_out:
+        logger.warning(
+            "%s has %s held-out images of its own, of which some are trained on now, as held_out is %s; leave that out "
+            "to compare with others",
+            config.source,
+            f"{source.held_out:,}",
+            config.held_out,
+        )
     return float(config.held_out)
 
 
 def _those_of(source: str) -> str:
     return f"those of {source}"
-
-
-@contextmanager
-def _waiting_lock(path: Path) -> Iterator[None]:
-    """Hold a lock; wait while another process has it."""
-    while True:
-        try:
-            lock = locked(path)
-            break
-        except BlockingIOError:
-            time.sleep(0.2)
-    with lock:
-        yield

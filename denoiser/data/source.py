@@ -16,7 +16,7 @@ from denoiser.data.pictures import Background
 Classes = tuple[np.ndarray | None, tuple[str, ...]]  # label of each image, and name of each class
 Parts = tuple[str, ...]  # of a relative path
 TRAINING = ("train", "training")
-TESTING = ("test", "testing", "val", "valid", "validation")
+TESTING = ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation")
 PREPARED_TOO = "the folder of a prepared set is a source too"
 WITHOUT = "leave the classes out (labels false)"
 
@@ -73,7 +73,7 @@ def numbered(labels: np.ndarray, name: str) -> Classes:
 
 def named(values: Sequence[str]) -> Classes:
     """Return classes by their names, in the order of the numbers in them and of the alphabet."""
-    class_names = tuple(sorted(set(values), key=_natural))
+    class_names = tuple(sorted(set(values), key=lambda name: (_natural(name), name)))  # of "1" and "01" too
     by_name = {name: index for index, name in enumerate(class_names)}
     return np.array([by_name[value] for value in values], dtype=np.int64), class_names
 

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 
 from pipelines import find_pipeline
 from pipelines.commands.parser import Parser, command
-from pipelines.commands.sets import data_of_run
+from pipelines.commands.sets import check_set, data_of_run
 from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
 from pipelines.training.distillation import DistillationRun, Distiller, student_of
@@ -32,12 +32,9 @@ def main() -> None:
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
     model, noise_schedule = student_of(teacher)
-    channels, height, width = teacher.image_shape
-    config = replace(config, data=replace(config.data, size=config.data.size or (height, width), channels=channels))
+    config = replace(config, data=replace(config.data, size=config.data.size or teacher.image_shape[1:]))
     images, held_out = load_images(config.data, config.output_dir)
-    if teacher.num_classes and teacher.classes.names and tuple(teacher.classes.names) != images.class_names:
-        names = ", ".join(images.class_names) or "none"
-        raise ValueError(f"the classes of {config.data.source} ({names}) are not the teacher's; give its --data.source")
+    check_set(images, teacher, config.data)
     learner = Distiller(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")

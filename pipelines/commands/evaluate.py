@@ -145,7 +145,7 @@ def main() -> None:
     check_report_folder(folder)
     start_process()
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no")
-    train, test = load_set(options.data, None if pipeline is None else pipeline.image_shape)
+    train, test = load_set(options.data, pipeline)
     judge, held_out = find_judge(train), 0 if test is None else len(test)
     of_set = reasons_of_set(len(train), held_out, judge is not None)
 

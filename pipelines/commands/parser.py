@@ -38,7 +38,7 @@ Mode = Callable[..., Any]
 
 UNETS = ("denoiser.UNet", "denoiser.unet.UNet", "UNet")
 SECRET = 8  # characters of a secret, at least
-OUT_OF_MEMORY = "out of memory; lower the batch size, or the widths of the network"
+OUT_OF_MEMORY = "out of memory; lower the batch size or the widths of the network, or give --data.in_memory false"
 
 # Package data of the wheel, and the folder `configs` of a checkout.
 CONFIGS = next(parent / "configs" for parent in Path(__file__).parents if (parent / "configs").is_dir())
@@ -180,7 +180,7 @@ def needed(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] in ("denoiser", "pipelines"):
             raise
-        fail(f"{error}; pip install 'denoiser[{extra}]'")
+        fail(f"{error}; pip install -e '.[{extra}]' in the checkout")
 
 
 def add_sampling_arguments(parser: Parser, config_class: type[Any]) -> None:

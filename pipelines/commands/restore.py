@@ -1,7 +1,7 @@
 """Restore or change images with a trained pipeline: python scripts/restore.py denoise --noise 0.5.
 
-Without --images it takes the first images of FashionMNIST's test split. Where the original images are known, it prints
-PSNR and SSIM beside those of scikit-image's classical methods.
+Without --images it takes held-out images of the set that the pipeline was trained on. Where the original images are
+known, it prints PSNR and SSIM beside those of scikit-image's classical methods.
 """
 
 import sys
@@ -16,7 +16,7 @@ from torch import Tensor
 from denoiser.checks import check_between, check_positive, check_seed
 from denoiser.data import DataConfig
 from denoiser.device import in_best_layout
-from denoiser.processes import start_process
+from denoiser.processes import start_process, tell
 from denoiser.randomness import RESTORATION, seeded_generator
 from pipelines import DenoisingPipeline, find_pipeline, make_scheduler, save_image, save_images, stages_picture
 from pipelines.classes import Label
@@ -24,6 +24,7 @@ from pipelines.commands.inputs import PICTURES, check_apart, check_picture_path,
 from pipelines.commands.parser import Mode, Parser, call_mode, command, needed, subcommands
 from pipelines.commands.sets import data_of_run, load_set
 from pipelines.evaluation.markdown import markdown_table
+from pipelines.evaluation.spaces import some_rows
 from pipelines.images import check_new_folder, in_unit_range
 from pipelines.restoration import denoised, inpainted, inverted, reconstructed
 from pipelines.sampling import image_labels
@@ -181,17 +182,19 @@ def read_mask(path: str | None, hole: int | None, shape: tuple[int, int, int]) -
     return known
 
 
-def read_images(options: Any, shape: tuple[int, int, int]) -> Tensor:
+def read_images(options: Any, pipeline: DenoisingPipeline) -> Tensor:
     """Return the images to restore, in [-1, 1]."""
     if options.images is not None and options.num_images is not None:
         raise ValueError(f"num_images is {options.num_images}, of the held-out ones; leave it out with images")
     if options.images is not None:
-        images, _ = load_images(Path(options.images), shape)
+        images, _ = load_images(Path(options.images), pipeline.image_shape)
     else:
         num_images = 8 if options.num_images is None else options.num_images
         check_positive(num_images=num_images)
-        train, held_out = load_set(DataConfig(**vars(options.data)), shape)
-        images = (held_out or train).images[:num_images]
+        train, held_out = load_set(DataConfig(**vars(options.data)), pipeline)
+        if held_out is None:
+            tell(["no images are held out: these were trained on"])
+        images = (held_out or train).images[some_rows(held_out or train, num_images)]
     return images.float() / 127.5 - 1
 
 
@@ -227,7 +230,7 @@ def main() -> None:
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")
     in_best_layout(pipeline.unet)
-    images = read_images(options, pipeline.image_shape)
+    images = read_images(options, pipeline)
     labels = None if options.labels is None else image_labels(pipeline, labels, len(images))
 
     stages = call_mode(mode, options, pipeline=pipeline, images=images, labels=labels)

@@ -7,11 +7,10 @@ from typing import Any
 import yaml
 
 from denoiser.data import DataConfig, ImageSet, load_sets
-from pipelines import PRETRAINED
+from pipelines import PRETRAINED, DenoisingPipeline
 from pipelines.evaluation.judge import IMAGE_SHAPE
 
 RUN_CONFIG = "config.yaml"  # of a run folder, beside its pipeline
-Shape = tuple[int, int, int]
 
 
 def data_of_run(pipeline: str) -> dict[str, Any]:
@@ -28,19 +27,30 @@ def data_of_run(pipeline: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read ({reason}); mend it, or move the pipeline away from it") from error
 
 
-def load_set(data: DataConfig, shape: Shape | None) -> tuple[ImageSet, ImageSet | None]:
-    """Load the set as its training did; FashionMNIST is by default of the pipeline's size, or 16x16.
+def load_set(data: DataConfig, pipeline: DenoisingPipeline | None) -> tuple[ImageSet, ImageSet | None]:
+    """Load the set of a pipeline as its training did; FashionMNIST is by default of the pipeline's size, or 16x16.
 
     Raises:
-        ValueError: If the images are not of the shape of the pipeline's, or a source cannot be used.
+        ValueError: If the images or the classes are not the pipeline's, or a source cannot be used.
     """
     if data.source == DataConfig.source and data.size is None:
-        data = replace(data, size=(shape or IMAGE_SHAPE)[1:])
+        data = replace(data, size=(IMAGE_SHAPE if pipeline is None else pipeline.image_shape)[1:])
     train, test = load_sets(data)
-    if shape is not None and train.shape != shape:
-        channels, height, width = shape
-        raise ValueError(
-            f"the set's images are {train.shape} (channels, height, width), and the pipeline makes {shape}; give "
-            f"--data.size [{height},{width}] --data.channels {channels}"
-        )
+    if pipeline is not None:
+        check_set(train, pipeline, data)
     return train, test
+
+
+def check_set(images: ImageSet, pipeline: DenoisingPipeline, data: DataConfig) -> None:
+    """Raise `ValueError` if the images or their classes are not those that a pipeline makes."""
+    names = pipeline.classes.names
+    if names and tuple(names) != images.class_names:
+        told = " and ".join(", ".join(some) or "none" for some in (images.class_names, names))
+        raise ValueError(f"the classes of {data.source} and of the pipeline differ ({told}); give its --data.source")
+    if images.shape != pipeline.image_shape:
+        channels, height, width = pipeline.image_shape
+        raise ValueError(
+            f"the images of {data.source} are {images.shape} (channels, height, width), and the pipeline's "
+            f"{pipeline.image_shape}; give the --data.source that it was trained on, or --data.size [{height},{width}] "
+            f"--data.channels {channels}"
+        )

@@ -1,4 +1,4 @@
-"""Train a denoiser on FashionMNIST or a set of your own: accelerate launch scripts/train.py --data.source my_images.
+"""Train a denoiser: accelerate launch scripts/train.py --data.source my_images.
 
 Without --config, the network and the training are those of configs/fashion_mnist.yaml.
 """

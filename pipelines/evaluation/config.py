@@ -23,8 +23,8 @@ class EvaluationConfig(SamplingConfig):
         seeds: Number of sets of images, from `seed` on, for the spread.
         batch_size: Images in a batch.
         sections: Sections of the report: distances, classes, guidance, likelihood, memorisation, samplers
-            and inception; None for all but the last that the pipeline, the images and the set support, and
-            for the last too with `inception_weights`.
+            and inception; None for all that the pipeline, the images and the set support, `inception` only if
+            `inception_weights` are given.
         sweep_images: Images for each guidance scale and each row of the sampler table.
         likelihood_timesteps: Random timesteps for each held-out image.
         inception_weights: File of Inception's weights; None for the one in PyTorch's hub cache.

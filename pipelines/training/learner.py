@@ -203,8 +203,9 @@ class Learner:
         passes: list[Pass] = []
         for micro_step in range(training.gradient_accumulation_steps):
             rows = range(self._start(micro_step), self._start(micro_step) + training.batch_size)
-            part = random_batch(training.seed, step, *sizes, training.label_dropout, rows).to(accelerator.device)
+            part = random_batch(training.seed, step, *sizes, training.label_dropout, rows)
             images, labels = self.images.batch(part.indices, accelerator.device)
+            part = part.to(accelerator.device)  # after the images: a mapped set is read where the indices are
             if training.horizontal_flips:
                 images = torch.where(rearrange(part.flipped, "b -> b 1 1 1"), images.flip(-1), images)
             passes.append((part, images, drop_labels(labels, self.num_classes, part.label_dropped)))

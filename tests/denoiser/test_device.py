@@ -10,6 +10,7 @@ from denoiser.device import (
     choose_mixed_precision,
     compilation,
     compile_for_sampling,
+    free_memory,
     multiplies_bf16_natively,
     prepare_cpu,
 )
@@ -71,3 +72,13 @@ def test_a_prepared_process_is_not_given_the_same_memory_anew():
     prepare_cpu(PartialState(cpu=True))
     page_faults()
     assert page_faults() < 16384
+
+
+@pytest.mark.parametrize(("most", "expected"), [("1000\n", 600), ("max\n", None)])
+def test_the_limit_of_a_control_group_counts(tmp_path, most, expected):
+    files = {"proc/self/cgroup": "0::/job/step\n", "sys/fs/cgroup/job/step/memory.current": "400\n"}
+    for name, text in {**files, "sys/fs/cgroup/job/step/memory.max": most}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert (free_memory(tmp_path) == expected) == (expected is not None)
+    assert free_memory(tmp_path / "nowhere") > 1000

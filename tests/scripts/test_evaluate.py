@@ -184,6 +184,16 @@ def test_a_small_labelled_set_is_evaluated_with_the_classifier_trained_on_it(hel
     assert all("frechet" not in row for row in report["classes"]["by_class"].values())  # 60 held-out images each
 
 
+def test_a_pipeline_is_not_compared_with_another_set(error_of, tmp_path):
+    given = ["--pipeline", tmp_path / "pipeline", "--data.root", DATA_ROOT]
+    pipeline = DenoisingPipeline(tiny_unet(sample_size=16), DDPMScheduler(), tuple("0123456789"))
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    assert "the classes of fashion_mnist and of the pipeline differ (T-shirt/top, " in error_of(evaluate, *given)
+    pipeline = DenoisingPipeline(tiny_unet(sample_size=16, in_channels=3, out_channels=3), DDPMScheduler())
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    assert "give the --data.source that it was trained on, or " in error_of(evaluate, *given)
+
+
 def test_a_folder_that_is_not_a_report_is_not_replaced(error_of, smoke_run, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.txt").write_text("years of work", encoding="utf-8")

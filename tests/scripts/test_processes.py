@@ -190,6 +190,7 @@ if [ "$1" = show ]; then printf '%s\\n' localhost node-b; fi
 """
 PYTHON = """#!/bin/bash
 echo "$MASTER_ADDR:$MASTER_PORT $RANK of $WORLD_SIZE, $LOCAL_RANK of $LOCAL_WORLD_SIZE: $*" >>"$CALLS.$RANK"
+[ "$ENDS" = early ] && kill -USR1 $$
 [ "$ENDS" = whole ] && mkdir -p "$RUN/pipeline"
 [ "$ENDS" != failed ]
 """
@@ -221,7 +222,9 @@ def job(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-@pytest.mark.parametrize(("ends", "status", "requeued"), [("stopped", 0, 1), ("whole", 0, 0), ("failed", 1, 0)])
+@pytest.mark.parametrize(
+    ("ends", "status", "requeued"), [("stopped", 0, 1), ("early", 0, 1), ("whole", 0, 0), ("failed", 1, 0)]
+)
 def test_a_job_queues_again_if_its_run_was_stopped_and_only_then(ends, status, requeued, job, tmp_path):
     start_job, calls, put = job
     put("python", PYTHON)

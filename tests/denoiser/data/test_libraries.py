@@ -212,6 +212,17 @@ def test_a_folder_of_parquet_files_holds_its_test_split_out(tmp_path):
     assert train.labels.tolist() == [0, 1, 0, 0, 1, 0]
 
 
+@pytest.mark.parametrize("name", ["plain_text/test/0000", "val-00000", "Test", "data/dev_1"])
+def test_a_split_is_known_by_its_file_or_folder(tmp_path, name):
+    for each, start in (("plain_text/train/0000", 0), (name, 4)):
+        path = tmp_path / "x" / f"{each}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        marked(start, [0, 1]).to_parquet(str(path))
+    source = find_source(str(tmp_path / "x"), tmp_path)
+    assert (len(source), source.held_out) == (4, 2)
+    assert np.array_equal(source.read(3, "white").numpy(), PICTURES[5])
+
+
 def test_a_name_with_test_in_a_word_is_no_test_split(tmp_path):
     for name in ("contest", "latest_2"):
         marked(0, [0, 1]).to_parquet(str(tmp_path / f"{name}.parquet"))

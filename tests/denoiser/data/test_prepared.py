@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from denoiser.data import DataConfig, load_sets, open_set, prepare
 from denoiser.data.form import read_facts, write_facts
 from denoiser.data.sources import find_source
 from denoiser.data.split import lowest_hashes
+from tests.conftest import DATA_ROOT
 from tests.denoiser.data.files import GARMENTS, LABELS, colour, make_folder, make_zip, tree
 
 
@@ -96,7 +96,14 @@ def test_pictures_of_several_sizes_need_one(folder):
     colour(0, (24, 20)).save(folder / "dog" / "large.png")
     with pytest.raises(ValueError, match=r"x has images of 16x16 and of 20x24 \(.*large.png\); give --data.size"):
         load(folder)
-    assert len(load(folder, size=16, held_out=0)[0]) == 51
+    assert len(load(folder, size=16)[0]) == 46
+    with pytest.raises(ValueError, match="x has images of 16x16 and of 20x24; give --data.size"):  # of that set too
+        load(folder)
+
+
+def test_a_set_is_the_same_with_its_own_size_named(tmp_path, folder):
+    train, _ = load(folder)
+    assert load(folder, size=16)[0].folder == train.folder
 
 
 @pytest.mark.parametrize("size", [(300, 300), (4, 4)])
@@ -255,6 +262,7 @@ def test_another_source_is_held_out(tmp_path, folder):
     assert held_out.labels.tolist() == [0, 0, 1, 1, 1]
     assert np.array_equal(held_out.images[2].permute(1, 2, 0), np.asarray(colour(0)))  # the first dog
     assert read_facts(train.folder)["held_out"]["rule"] == f"those of {others}"
+    assert load(folder, held_out="./y.zip")[0].folder == train.folder
     one_class = make_folder(tmp_path / "z", {"dog": 1, "bird": 1})
     with pytest.raises(ValueError, match="z has the class bird, which .*x does not have"):
         load(folder, held_out=str(one_class))
@@ -264,6 +272,14 @@ def test_another_source_is_held_out(tmp_path, folder):
         load(folder, held_out=str(train.folder))
     with pytest.raises(FileNotFoundError, match="nowhere is neither a folder"):
         load(folder, held_out="nowhere")
+
+
+def test_a_share_of_a_set_with_a_test_split_is_told(tmp_path, caplog):
+    options = {"source": "fashion_mnist", "size": 8, "limit": 100}
+    prepare(DataConfig(root=str(DATA_ROOT), **options))
+    assert not caplog.records
+    prepare(DataConfig(root=str(DATA_ROOT), held_out=0.2, **options))
+    assert "fashion_mnist has 10,000 held-out images of its own, of which some are trained on now" in caplog.text
 
 
 def test_a_limit_picks_evenly(tmp_path):
@@ -461,7 +477,7 @@ def test_a_folder_of_pictures_with_a_set_json_is_one(tmp_path, content):
 def test_processes_of_a_machine_share_its_memory(folder, monkeypatch, processes):
     prepared = prepare(DataConfig(source=str(folder), root="root"))
     free = (prepared / "images.npy").stat().st_size * 8
-    monkeypatch.setattr("denoiser.data.prepared.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr("denoiser.data.prepared.free_memory", lambda: free)
     modes, np_load = [], np.load
     monkeypatch.setattr(
         np, "load", lambda path, mmap_mode=None, **rest: modes.append(mmap_mode) or np_load(path, **rest)

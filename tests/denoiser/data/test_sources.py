@@ -58,6 +58,11 @@ def test_numbers_in_names_are_sorted_as_numbers(tmp_path):
     assert source.labels.tolist() == [0, 2, 1]
 
 
+def test_names_of_equal_numbers_have_one_order(tmp_path):
+    names = ["0" * zeros + "1" for zeros in range(6)]  # a set of strings has another order in each process
+    assert find(make_folder(tmp_path / "x", dict.fromkeys(names, 1))).class_names == tuple(sorted(names))
+
+
 def test_pictures_beside_folders_of_pictures_are_refused(tmp_path):
     folder = make_folder(tmp_path / "x", {"": 1, "cat": 1, "dog": 1})
     with pytest.raises(ValueError, match="x has pictures beside folders of pictures; give each class a folder"):
