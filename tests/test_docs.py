@@ -34,7 +34,7 @@ PARSERS = {
     "train_judge": train_judge.build_parser(),
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff", "wandb"}
+OTHER_PROGRAMS = {"cd", "git", "source", "pre-commit", "lowest/bin/python", "diff", "wandb", "npm", "tar"}
 
 
 def slug(heading):

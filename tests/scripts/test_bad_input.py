@@ -387,10 +387,14 @@ def test_distilling(error_of, pipelines, tmp_path, arguments, message):
         (
             "large",
             "--data.size 16",
-            "the set's images are (1, 16, 16) (channels, height, width), and the pipeline makes",
+            "the images of fashion_mnist are (1, 16, 16) (channels, height, width), and the pipeline's (1, 32, 32)",
         ),
         ("classes", "--data.source nowhere", "nowhere is neither a folder, nor a file, nor a data set"),
-        ("classes", "--data.labels false", "the network has 10 classes, and the data 0; give the set that it was"),
+        (
+            "classes",
+            "--data.labels false",
+            "the classes of fashion_mnist and of the pipeline differ (none and T-shirt/top, Trouser",
+        ),
         (
             "classes",
             "--inception_weights nowhere.pth",
