@@ -92,6 +92,8 @@ def test_two_processes_sample_what_one_does(options, smoke_run, call, tmp_path):
 
 
 SHARE_OUT = """
+import sys
+
 from denoiser.processes import share_out, start_process
 
 def fail_in_the_second(part):
@@ -104,7 +106,7 @@ assert share_out([7], list) == [[7]]
 try:
     share_out(range(5), fail_in_the_second)
 except Exception as error:
-    print(f"{state.process_index} {type(error).__name__}: {error}")
+    sys.stdout.write(f"{state.process_index} {type(error).__name__}: {error}\\n")  # at once: two processes write here
 """
 
 
