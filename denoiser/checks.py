@@ -110,6 +110,11 @@ def check_divisible(name: str, value: int, divisor: int, reason: str) -> None:
         raise ValueError(f"{name} {value} is not divisible by {divisor} ({reason}); use {nearest}")
 
 
+def how_to_install(extra: str) -> str:
+    """Return the command that installs an extra; `denoiser` on PyPI is another project."""
+    return f"pip install -e '.[{extra}]' in the checkout"
+
+
 def did_you_mean(word: str, possible: Iterable[str]) -> str:
     """Return ` (did you mean …?)` with the nearest possible word, or an empty string."""
     by_lower = {name.lower(): name for name in possible}

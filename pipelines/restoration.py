@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import Tensor
 
-from denoiser.checks import check_positive, plain_arguments
+from denoiser.checks import check_positive, how_to_install, plain_arguments
 from pipelines.classes import Label
 from pipelines.denoising import CALL_SIZE, DenoisingPipeline, image_generators
 from pipelines.noise_levels import predicted_image, predicted_noise
@@ -32,9 +32,7 @@ def estimated_noise(noisy: Tensor) -> Tensor:
     try:
         from skimage.restoration import estimate_sigma
     except ImportError as error:
-        raise ValueError(
-            f"the noise cannot be estimated ({error}); pip install -e '.[restore]' in the checkout"
-        ) from error
+        raise ValueError(f"the noise cannot be estimated ({error}); {how_to_install('restore')}") from error
     images = rearrange(noisy, "b c h w -> b h w c").cpu().numpy()
     levels = [estimate_sigma(image, average_sigmas=True, channel_axis=-1) for image in images]
     return torch.tensor(levels).nan_to_num(0.0)  # NaN is that of a constant image

@@ -23,8 +23,8 @@ class DataConfig:
         root: Folder of prepared sets, and of downloads.
         size: Height and width, or one number for both, 8 to 256; None for the network's `sample_size`,
             if that is given, or the images' own.
-        channels: 1 for grey, 3 for colour; None for the images' own, which
-            the network's `in_channels`, if that is given, must match.
+        channels: 1 for grey, 3 for colour; None for the images' own, which the network's `in_channels`, if
+            that is given, must match.
         fit: How an image of another shape is fitted: "crop" its middle, "pad" its sides, or "stretch".
         background: Colour under transparent pixels, and of the padding.
         labels: Whether the images' classes are used.

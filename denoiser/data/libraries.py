@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 
+from denoiser.checks import how_to_install
 from denoiser.data.fashion_mnist import load_fashion_mnist
 from denoiser.data.picture_files import size_and_time
 from denoiser.data.pictures import Background, as_pixels, read_picture, readable
@@ -102,15 +103,16 @@ def _datasets(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{name} is no folder of pictures, and parquet files and data sets of the Hub need {error.name}: "
-            "pip install -e '.[datasets]' in the checkout"
+            f"{how_to_install('datasets')}"
         ) from error
     return datasets
 
 
-def parquet_source(paths: Sequence[Path], folder: Path, name: str, labels: bool) -> Source:
-    """Return the images of parquet files in a folder; those named as a test or validation split are held out."""
+def parquet_source(paths: Sequence[Path], place: Path, labels: bool) -> Source:
+    """Return the images of a parquet file, or of a folder of them, whose test and validation splits are held out."""
+    name = str(place)
     library = _datasets(name)
-    held_out = [path for path in paths if HELD_OUT.search(str(path.relative_to(folder)))]
+    held_out = [path for path in paths if HELD_OUT.search(str(path.relative_to(place)))]
     splits = [[path for path in paths if path not in held_out], held_out]
     library.disable_progress_bars()
     with readable(f"{name} cannot be read as parquet"):

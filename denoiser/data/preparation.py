@@ -62,11 +62,9 @@ class Preparation:
         on_progress: OnProgress,
     ) -> None:
         self.config, self.source, self.rule, self.folder = config, source, rule, folder
-        channels = config.channels
-        self.own_size, self.own_channels = config.size is None, channels is None
-        self.on_progress = on_progress
+        self.size, self.on_progress = size, on_progress
         self.parts = parts_of(folder)
-        self.size = size
+        channels = config.channels
         if channels and not {len(first), channels} <= {1, 3} and len(first) != channels:
             raise ValueError(
                 f"{config.source} has images of {len(first)} channels, not {channels}, and only grey and colour are "
@@ -153,7 +151,7 @@ class Preparation:
                 image = with_channels(decoded, self.channels)
             except ValueError as error:  # not of this image alone, so that none is skipped
                 raise ValueError(f"{self.source.names[row]} {error}") from error
-            if self.own_size and tuple(image.shape[1:]) != self.size:
+            if self.config.size is None and tuple(image.shape[1:]) != self.size:
                 other = f"{_by(image.shape[1:])} ({self.source.names[row]})"
                 raise ValueError(mixed_sizes(self.config, _by(self.size), other))
             images[len(read)] = fitted(image, self.size, self.config.fit, self.config.background).numpy()
@@ -180,7 +178,7 @@ class Preparation:
 
     def _write(self, paths: Sequence[Path], parts: Sequence[Part], sides: np.ndarray, unread: list[list[str]]) -> None:
         """Write the set beside its parts, and move it to its place: a killed process leaves nothing else."""
-        if self.own_channels and all(part.grey for part in parts):
+        if self.config.channels is None and all(part.grey for part in parts):
             self.channels = 1
         rows = np.concatenate([part.rows for part in parts])
         order = np.concatenate([rows[sides == side] for side in (TRAINED, HELD_OUT)])
@@ -255,11 +253,12 @@ class Preparation:
 def first_image(source: Source, config: DataConfig) -> Tensor:
     """Return the first image that can be read, `(channels, height, width)`."""
     reason = ""
-    for index, name in enumerate(source.names):
-        try:
-            return source.read(index, config.background)
-        except ValueError as error:
-            reason = reason or f"{name} {error}"
+    with quiet_pillow():
+        for index, name in enumerate(source.names):
+            try:
+                return source.read(index, config.background)
+            except ValueError as error:
+                reason = reason or f"{name} {error}"
     raise ValueError(f"none of the {len(source):,} images of {config.source} can be read: {reason}")
 
 

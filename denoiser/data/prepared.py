@@ -23,7 +23,7 @@ from denoiser.data.config import HELD_OUT_SHARE, MEMORY_SHARE, DataConfig
 from denoiser.data.form import FACTS, IMAGES, LABELS, VERSION, is_prepared, read_facts
 from denoiser.data.image_set import ImageSet, evenly
 from denoiser.data.parts import check_read, parts_of
-from denoiser.data.pictures import Background, quiet_pillow, readable
+from denoiser.data.pictures import Background, readable
 from denoiser.data.preparation import OnProgress, Preparation, Size, first_image, mixed_sizes
 from denoiser.data.source import Source, path_of
 from denoiser.data.sources import find_source
@@ -64,8 +64,7 @@ def prepare(config: DataConfig, on_progress: OnProgress = lambda done, total: No
     source = _find(config, root)
     rule = _held_out_rule(config, source)
     source = _limited(source, config.limit, source.held_out if isinstance(rule, str) else 0)
-    with quiet_pillow():
-        first = first_image(source, config)
+    first = first_image(source, config)
     size = size or (first.shape[1], first.shape[2])
     told = "another source" if isinstance(config.held_out, str) else rule  # whose stamp is in the source's
     settings = [size, config.channels, config.fit, config.background, told, config.limit]

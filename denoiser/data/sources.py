@@ -48,7 +48,7 @@ def find_source(source: str, root: Path, labels: bool = True) -> Source:
 def _folder(folder: Path, labels: bool, root: Path) -> Source:
     files, folders = listing(folder, (*SUFFIXES, ".parquet"), root)
     if tables := [folder.joinpath(*parts) for parts in files if parts[-1].lower().endswith(".parquet")]:
-        return parquet_source(tables, folder, str(folder), labels)
+        return parquet_source(tables, folder, labels)
     return folder_source(folder, files, folders, labels)
 
 
@@ -59,7 +59,7 @@ def _file(path: Path, labels: bool) -> Source:
         case ".npz" | ".npy":
             return _arrays(path, labels)
         case ".parquet":
-            return parquet_source([path], path, str(path), labels)
+            return parquet_source([path], path, labels)
     raise ValueError(f"{path} has no suffix among .zip, .npz, .npy, .parquet; a set of pictures is a folder")
 
 

@@ -20,7 +20,14 @@ from diffusers.utils.logging import disable_progress_bar
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from safetensors import SafetensorError
 
-from denoiser.checks import LAST_COMMIT_WITH_THEM, REMOVED, check_not_removed, did_you_mean, drop_removed
+from denoiser.checks import (
+    LAST_COMMIT_WITH_THEM,
+    REMOVED,
+    check_not_removed,
+    did_you_mean,
+    drop_removed,
+    how_to_install,
+)
 
 # jsonargparse reports an error as text of several lines only: neither its exceptions nor the argument of
 # `error` hold the key, the expected type or the value. So they are taken out of the text.
@@ -180,7 +187,7 @@ def needed(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] in ("denoiser", "pipelines"):
             raise
-        fail(f"{error}; pip install -e '.[{extra}]' in the checkout")
+        fail(f"{error}; {how_to_install(extra)}")
 
 
 def add_sampling_arguments(parser: Parser, config_class: type[Any]) -> None:

@@ -194,7 +194,8 @@ def read_images(options: Any, pipeline: DenoisingPipeline) -> Tensor:
         train, held_out = load_set(DataConfig(**vars(options.data)), pipeline)
         if held_out is None:
             tell(["no images are held out: these were trained on"])
-        images = (held_out or train).images[some_rows(held_out or train, num_images)]
+        shown = train if held_out is None else held_out
+        images = shown.images[some_rows(shown, num_images)]
     return images.float() / 127.5 - 1
 
 
