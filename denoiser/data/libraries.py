@@ -117,7 +117,7 @@ def parquet_source(paths: Sequence[Path], place: Path, labels: bool) -> Source:
     library.disable_progress_bars()
     with readable(f"{name} cannot be read as parquet"):
         tables = [library.Dataset.from_parquet([str(path) for path in split]) for split in splits if split]
-    stamp = stamp_of([(path.name, *size_and_time(path)) for path in paths])
+    stamp = stamp_of([(path.name, str(path.relative_to(place)), *size_and_time(path)) for path in paths])
     return _table_source(tables, name, stamp, labels)
 
 

@@ -223,6 +223,18 @@ def test_a_split_is_known_by_its_file_or_folder(tmp_path, name):
     assert np.array_equal(source.read(3, "white").numpy(), PICTURES[5])
 
 
+def test_a_file_that_moves_to_another_split_changes_the_source(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    for index, name in enumerate(("0000", "0001")):
+        marked(2 * index, [0, 1]).to_parquet(str(tmp_path / "train" / f"{name}.parquet"))
+    before = find_source(str(tmp_path), tmp_path)
+    (tmp_path / "train" / "0000.parquet").rename(tmp_path / "test" / "0000.parquet")  # still the first in order
+    after = find_source(str(tmp_path), tmp_path)
+    assert (before.held_out, after.held_out) == (0, 2)
+    assert before.stamp != after.stamp
+
+
 def test_a_name_with_test_in_a_word_is_no_test_split(tmp_path):
     for name in ("contest", "latest_2"):
         marked(0, [0, 1]).to_parquet(str(tmp_path / f"{name}.parquet"))
