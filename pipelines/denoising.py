@@ -19,7 +19,8 @@ from pipelines.images import in_unit_range
 from pipelines.noise_levels import predicted_image
 from pipelines.predictor import Guidance, Predictor
 from pipelines.schedulers import build_scheduler
-from pipelines.stepping import Stepper, distilled_calls
+from pipelines.spacing import Spacing, check_spacing, check_timesteps, spaced_timesteps, takes_timesteps
+from pipelines.stepping import Stepper, check_steps, distilled_calls
 
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
@@ -38,19 +39,39 @@ class DenoisingPipeline(DiffusionPipeline):
         unet: `UNet`, `BasicUNet`, or another network with `UNet2DModel`'s call contract.
         scheduler: Any diffusers scheduler that supports the network's prediction type.
         class_names: Name of each class, by label, or None.
+        guide: A weaker network for autoguidance (Karras et al. 2024a), such as an earlier one of the same
+            training, or None.
+        autoguidance_scale: Scale of autoguidance where a call gives none; 1 is none.
+        spacing: Spacing of the steps where a call gives none, "timesteps" or "log-snr" (`SPACINGS`); None
+            is "timesteps".
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "guide->unet"
+    _optional_components = ["guide"]  # noqa: RUF012 - diffusers' own name and kind
     _callback_tensor_inputs = TENSOR_INPUTS
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, class_names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        class_names: Sequence[str] | None = None,
+        guide: ModelMixin | None = None,
+        autoguidance_scale: float = 1.0,
+        spacing: str | None = None,
+    ) -> None:
         super().__init__()
         self._interrupt, self._num_timesteps, self._guidance_scale = False, 0, 1.0
         classes = unet.config.get("num_class_embeds")
         if classes is not None and class_names is not None and len(class_names) > classes:
             raise ValueError(f"{len(class_names)} class_names for a network of {classes} classes; name each once")
-        self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(class_names=None if class_names is None else list(class_names))
+        _check_guide(unet, guide)
+        check_spacing(spacing)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
+        self.register_to_config(
+            class_names=None if class_names is None else list(class_names),
+            autoguidance_scale=autoguidance_scale,
+            spacing=spacing,
+        )
 
     @property
     def num_classes(self) -> int | None:
@@ -75,6 +96,16 @@ class DenoisingPipeline(DiffusionPipeline):
         return build_scheduler(DDPMScheduler, self.scheduler.config)
 
     @property
+    def networks(self) -> list[ModelMixin]:
+        """The network, and the guide if there is one."""
+        return [self.unet] if self.guide is None else [self.unet, self.guide]
+
+    @property
+    def autoguidance_scale(self) -> float | None:
+        """Scale of autoguidance where a call gives none, or None without a guide."""
+        return None if self.guide is None else self.config.autoguidance_scale
+
+    @property
     def num_timesteps(self) -> int:
         """Number of timesteps of the last call."""
         return self._num_timesteps
@@ -92,7 +123,8 @@ class DenoisingPipeline(DiffusionPipeline):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """Make a pipeline from the components of another; any network class is accepted."""
-        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        networks = {"unet": pipeline.unet, "guide": getattr(pipeline, "guide", None)}
+        return super().from_pipe(pipeline, **{**networks, **kwargs})
 
     @plain_arguments
     @torch.no_grad()
@@ -114,6 +146,10 @@ class DenoisingPipeline(DiffusionPipeline):
         image: Tensor | None = None,
         strength: float = 1.0,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        autoguidance_scale: float | None = None,
+        autoguidance_interval: tuple[float, float] | None = None,
+        spacing: Spacing | None = None,
+        timesteps: Sequence[int] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Generate a batch of images.
 
@@ -145,6 +181,13 @@ class DenoisingPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: Tensors for the callback, "sample" and "clean" (the
                 predicted image) by default, or "latents", diffusers' name for the sample. A few
                 schedulers do not tell their noise levels and have no "clean".
+            autoguidance_scale: Scale of autoguidance (Karras et al. 2024a, eq. 3): 1 is none; other scales
+                call the guide as well. By default the pipeline's.
+            autoguidance_interval: Lowest and highest noise level sigma with autoguidance.
+            spacing: "timesteps" for the scheduler's own timesteps, "log-snr" for noise levels evenly spaced
+                in log SNR (`spaced_timesteps`). By default the pipeline's, for schedulers that take
+                timesteps, and without an `image`.
+            timesteps: Timesteps of the steps, falling, instead of `num_inference_steps` and `spacing`.
 
         Returns:
             `ImagePipelineOutput` with `images` as `output_type` says.
@@ -155,11 +198,11 @@ class DenoisingPipeline(DiffusionPipeline):
         """
         if batch_size is None:
             batch_size = _length(class_labels, seed)
-        guidance = Guidance(guidance_scale, guidance_rescale, guidance_interval)
+        guidance = Guidance(
+            guidance_scale, guidance_rescale, guidance_interval, autoguidance_scale, autoguidance_interval
+        ).with_own(self.autoguidance_scale)
         if callback_on_step_end is None:  # which may change the scale
             guidance.check_effect()
-        if num_inference_steps is None:
-            num_inference_steps = distilled_calls(self.scheduler.config) or 50
         check_positive(batch_size=batch_size)
         generator = _generator(batch_size, generator, seed)
         if output_type not in OUTPUT_TYPES:
@@ -168,10 +211,13 @@ class DenoisingPipeline(DiffusionPipeline):
         if class_labels is not None:
             classes = self.classes.read(cast("OwnLabels", class_labels), batch_size).to(device)
         call_size = CALL_SIZE if isinstance(generator, list) else None
-        predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size)
+        predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size, self.guide)
         tensor_names = _tensor_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        stepper = Stepper(self.scheduler, num_inference_steps, device, generator, eta)
+        if num_inference_steps is None and timesteps is None:
+            num_inference_steps = distilled_calls(self.scheduler.config) or 50
+        steps, timesteps = self._timesteps(num_inference_steps, timesteps, spacing, image)
+        stepper = Stepper(self.scheduler, steps, device, generator, eta, timesteps)
         shape = (batch_size, *self.image_shape)
         noise = randn_tensor(shape, generator=generator, device=device) if noise is None else noise
         _check_noise(noise, shape)
@@ -181,7 +227,7 @@ class DenoisingPipeline(DiffusionPipeline):
             if self.interrupt:
                 continue
             if self.guidance_scale != predict.guidance.scale:
-                predict.guide(replace(guidance, scale=plain(self.guidance_scale)))
+                predict.set_guidance(replace(guidance, scale=plain(self.guidance_scale)))
             noisy = stepper.scaled(sample, timestep)
             prediction = predict(noisy, timestep)
             clean = predicted_image(self.scheduler, noisy, prediction, timestep) if "clean" in tensor_names else None
@@ -195,6 +241,28 @@ class DenoisingPipeline(DiffusionPipeline):
 
         images = self._images(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _timesteps(
+        self, steps: int | None, timesteps: Sequence[int] | None, spacing: Spacing | None, image: Tensor | None
+    ) -> tuple[int, Sequence[int] | None]:
+        """Return the number of steps, and their timesteps, or None for those that the scheduler chooses."""
+        scheduler = self.scheduler
+        if timesteps is not None:
+            if spacing is not None or steps is not None:
+                raise ValueError("timesteps were given, and with them their number and spacing; leave those out")
+            if not takes_timesteps(scheduler):
+                raise ValueError(
+                    f"timesteps were given, and {type(scheduler).__name__} chooses its own; leave them out"
+                )
+            check_timesteps(timesteps, scheduler.config.num_train_timesteps)
+            return len(timesteps), timesteps
+        assert steps is not None
+        check_steps(steps, scheduler)
+        if spacing is not None:
+            check_spacing(spacing, scheduler)
+        elif image is None and takes_timesteps(scheduler):  # of an image, strength is a share of the timesteps
+            spacing = self.config.spacing
+        return steps, spaced_timesteps(scheduler.alphas_cumprod, steps) if spacing == "log-snr" else None
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
         if output_type == "latent":
@@ -270,6 +338,16 @@ def _generator(
     if seed is not None and generator is not None:
         raise ValueError("seed and generator were both given; give one of them")
     return generator if seed is None else image_generators(seed, range(batch_size))
+
+
+def _check_guide(unet: ModelMixin, guide: ModelMixin | None) -> None:
+    """Raise `ValueError` unless a guide takes the images and the classes of the network."""
+    if guide is None:
+        return
+    for name in ("in_channels", "out_channels", "num_class_embeds"):
+        own, others = unet.config.get(name), guide.config.get(name)
+        if own != others:
+            raise ValueError(f"the guide has {name} {others}, and the network {own}; a guide has the same")
 
 
 def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,11 @@ from denoiser.processes import one_line
 from pipelines.denoising import DenoisingPipeline
 
 # Files of a pipeline. Code and pickled weights are left where they are.
-FILES = ["model_index.json", "scheduler/*.json", "unet/*.json", "unet/*.safetensors"]
+FILES = [
+    "model_index.json",
+    "scheduler/*.json",
+    *(f"{part}/*.{kind}" for part in ("unet", "guide") for kind in ("json", "safetensors")),
+]
 
 
 def is_repository(name: str) -> bool:

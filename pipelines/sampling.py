@@ -15,6 +15,7 @@ from pipelines.denoising import DenoisingPipeline, image_generators
 from pipelines.images import quantised
 from pipelines.predictor import Guidance
 from pipelines.schedulers import check_scheduler_name
+from pipelines.spacing import Spacing, check_spacing
 from pipelines.stepping import check_eta, check_steps, distilled_calls
 
 
@@ -30,6 +31,9 @@ class SamplingConfig:
         guidance_scale: Scale of classifier-free guidance for images with labels; 1 is none.
         guidance_rescale: Fraction of the contrast added by guidance that is removed, 0 to 1.
         guidance_interval: Lowest and highest noise level sigma with guidance; None is everywhere.
+        autoguidance_scale: Scale of autoguidance for pipelines with a guide; 1 is none, None the pipeline's.
+        autoguidance_interval: Lowest and highest noise level sigma with autoguidance; None is everywhere.
+        spacing: Steps even in "timesteps" or in "log-snr"; None is the pipeline's own spacing.
         eta: Noise of a DDIM step, from none at 0 to DDPM's at 1.
         seed: Image i depends on (seed, i), to the last bit.
         batch_size: Images in a batch; it changes none of them.
@@ -41,6 +45,9 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, float] | None = None
+    autoguidance_scale: float | None = None
+    autoguidance_interval: tuple[float, float] | None = None
+    spacing: Spacing | None = None
     eta: float = 0.0
     seed: int = 0
     batch_size: int = 64
@@ -56,11 +63,20 @@ class SamplingConfig:
     @property
     def guidance(self) -> Guidance:
         """Guidance settings."""
-        return Guidance(self.guidance_scale, self.guidance_rescale, self.guidance_interval)
+        return Guidance(
+            self.guidance_scale,
+            self.guidance_rescale,
+            self.guidance_interval,
+            self.autoguidance_scale,
+            self.autoguidance_interval,
+        )
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `sample_images`."""
-        same = ("num_images", "batch_size", "seed", "guidance_scale", "guidance_rescale", "guidance_interval", "eta")
+        same = (
+            *("num_images", "batch_size", "seed", "guidance_scale", "guidance_rescale", "guidance_interval"),
+            *("autoguidance_scale", "autoguidance_interval", "spacing", "eta"),
+        )
         return {"num_inference_steps": self.steps, **{name: getattr(self, name) for name in same}}
 
 
@@ -71,11 +87,18 @@ def default_sampler(noise_schedule: SchedulerMixin) -> dict[str, Any]:
     return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 
 
-def check_sampling(config: SamplingConfig, unet: ModelMixin, sampler: SchedulerMixin) -> None:
-    """Raise `ValueError` if the network or the sampler does not support the settings."""
+def check_sampling(
+    config: SamplingConfig, unet: ModelMixin, sampler: SchedulerMixin, autoguidance_scale: float | None = None
+) -> None:
+    """Raise `ValueError` if the network or the sampler does not support the settings.
+
+    `autoguidance_scale` is the pipeline's own; None without a guide.
+    """
     check_steps(config.steps, sampler)
-    config.guidance.check_network(unet)
-    config.guidance.check_effect()
+    check_spacing(config.spacing, sampler)
+    guidance = config.guidance.with_own(autoguidance_scale)
+    guidance.check_network(unet)
+    guidance.check_effect()
     check_eta(config.eta, sampler)
 
 

@@ -23,10 +23,8 @@ from torch import Tensor
 
 from denoiser.checks import did_you_mean
 from pipelines.noise_levels import predicted_image, predicted_noise
+from pipelines.spacing import LARGEST_SIGMA
 from pipelines.stepping import accepted_by_step, distilled_calls
-
-# Noise enough for data in [-1, 1] (Karras et al. 2022, table 1).
-_LARGEST_SIGMA = 80.0
 
 # The options of a noise schedule.
 _NOISE_SCHEDULE = (
@@ -56,7 +54,7 @@ class _BoundedNoise(SchedulerMixin):
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         """Choose the timesteps, as diffusers does."""
-        self.alphas_cumprod = self.alphas_cumprod.clamp(min=1 / (1 + _LARGEST_SIGMA**2))
+        self.alphas_cumprod = self.alphas_cumprod.clamp(min=1 / (1 + LARGEST_SIGMA**2))
         super().set_timesteps(*args, **kwargs)
 
 
@@ -78,6 +76,19 @@ class ExactDDIMScheduler(DDIMScheduler):
     Diffusers' own steps are all as long as the shortest, and stop at more noise than the next step
     starts from.
     """
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Choose the timesteps, as diffusers does, or take those that are given."""
+        if timesteps is None:
+            super().set_timesteps(num_inference_steps, device)
+        else:
+            self.num_inference_steps = len(timesteps)
+            self.timesteps = torch.tensor(timesteps, device=device)
 
     def step(
         self,

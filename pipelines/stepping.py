@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,7 +100,8 @@ def adds_noise(scheduler: SchedulerMixin) -> bool:
 class Stepper:
     """Takes the steps of a diffusers scheduler of any class, or raises `ValueError` with its name.
 
-    `timesteps` are those of the network calls, noisiest first; `from_image` drops the first ones.
+    The scheduler chooses the timesteps if none are given. `timesteps` are those of the network calls,
+    noisiest first; `from_image` drops the first ones.
     """
 
     def __init__(
@@ -110,13 +111,17 @@ class Stepper:
         device: torch.device,
         generator: torch.Generator | list[torch.Generator] | None = None,
         eta: float = 0.0,
+        timesteps: Sequence[int] | None = None,
     ) -> None:
         self.scheduler, self.name = scheduler, type(scheduler).__name__
         self._check_loop()
         check_steps(num_inference_steps, scheduler)
         self.options = self._step_options(generator, eta)
         with self._named("set its timesteps"):
-            scheduler.set_timesteps(num_inference_steps, device=device)
+            if timesteps is None:
+                scheduler.set_timesteps(num_inference_steps, device=device)
+            else:
+                scheduler.set_timesteps(timesteps=list(timesteps), device=device)
         self.num_inference_steps, self.timesteps = num_inference_steps, scheduler.timesteps
         self._check_timesteps()
         if hasattr(scheduler, "noise_sampler_seed"):  # the one way to hand randomness to DPMSolverSDEScheduler

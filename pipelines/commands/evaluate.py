@@ -89,11 +89,16 @@ def from_pipeline(
 ) -> tuple[SampleGenerator, dict[str, Any]]:
     """Return the sample generator of a pipeline, and the report's facts about it."""
     pipeline.to(device)
-    in_best_layout(pipeline.unet)
+    for network in pipeline.networks:
+        in_best_layout(network)
     subject = {
         "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
         "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
     }
+    if pipeline.guide is not None:
+        subject["sampler"] += (
+            f", autoguidance scale {config.guidance.with_own(pipeline.autoguidance_scale).auto_scale:g}"
+        )
     return SampleGenerator(pipeline, config, sections, images.to(device)), subject
 
 

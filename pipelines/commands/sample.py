@@ -145,12 +145,13 @@ def main() -> None:
     noise_schedule = pipeline.scheduler
     config = sampling_config(SamplingConfig, options, default_sampler(noise_schedule))
     pipeline.scheduler = make_scheduler(config.scheduler, noise_schedule.config)
-    check_sampling(config, pipeline.unet, pipeline.scheduler)
+    check_sampling(config, pipeline.unet, pipeline.scheduler, pipeline.autoguidance_scale)
     if options.names and pipeline.num_classes is None:
         raise ValueError("names are those of classes, and the network has none; leave --names out")
-    in_best_layout(pipeline.unet)
-    if options.compile:
-        compile_for_sampling(pipeline.unet, pipeline.device)
+    for network in pipeline.networks:
+        in_best_layout(network)
+        if options.compile:
+            compile_for_sampling(network, pipeline.device)
 
     arguments = {**config.arguments(), "class_labels": labels}
     if options.interpolate:

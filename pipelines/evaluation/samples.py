@@ -70,12 +70,13 @@ class SampleGenerator:
         if "samplers" not in sections:
             self.by_sampler = {}
         for sampling in self._samplings():
-            check_sampling(sampling, pipeline.unet, make_scheduler(sampling.scheduler, pipeline.scheduler.config))
+            sampler = make_scheduler(sampling.scheduler, pipeline.scheduler.config)
+            check_sampling(sampling, pipeline.unet, sampler, pipeline.autoguidance_scale)
 
     @property
     def work(self) -> int:
         """Network calls on single images of `generate`, in all processes together."""
-        images = sum(sampling.num_images * calls(sampling) for sampling in self._samplings())
+        images = sum(sampling.num_images * self._calls(sampling) for sampling in self._samplings())
         return images + ("likelihood" in self.sections) * len(self.test) * (self.config.likelihood_timesteps + 1)
 
     def generate(self) -> Samples:
@@ -97,7 +98,7 @@ class SampleGenerator:
         """Generate uint8 images, `(num_images, channels, height, width)`."""
         kept = self.pipeline.scheduler
         self.pipeline.scheduler = make_scheduler(sampling.scheduler, kept.config)
-        images = sample_shared(self.pipeline, sampling, lambda count: self.on_work(count * calls(sampling)))
+        images = sample_shared(self.pipeline, sampling, lambda count: self.on_work(count * self._calls(sampling)))
         self.pipeline.scheduler = kept
         return images
 
@@ -117,11 +118,22 @@ class SampleGenerator:
 
         return Bound.join([part for parts in share_out(range(num_batches(self.test)), compute) for part in parts])
 
+    def _calls(self, sampling: SamplingConfig) -> int:
+        return calls(sampling, self.pipeline.autoguidance_scale)
+
     def _samplings(self) -> list[SamplingConfig]:
         return [*self.sets, *self.by_guidance.values(), *self.by_sampler.values()]
 
 
-def calls(sampling: SamplingConfig) -> int:
-    """Return the network calls for each image: twice in Heun's steps but the last, twice with guidance."""
+def calls(sampling: SamplingConfig, autoguidance_scale: float | None = None) -> int:
+    """Return the network calls for each image.
+
+    Heun's steps but the last have two, classifier-free guidance adds one to each, and the guide another.
+
+    Args:
+        sampling: Sampling settings.
+        autoguidance_scale: The pipeline's own scale of autoguidance; None without a guide.
+    """
     steps = 2 * sampling.steps - 1 if sampling.scheduler == "heun" else sampling.steps
-    return steps if sampling.guidance_scale == 1 else 2 * steps
+    guidance = sampling.guidance.with_own(autoguidance_scale)
+    return steps * (1 + (guidance.scale != 1) + (guidance.auto_scale != 1))

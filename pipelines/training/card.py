@@ -27,7 +27,7 @@ the average (EMA) of the trained ones.
 
 ![samples](samples.png)
 
-Sampled with `{sampler}` in {sampler_steps} steps, guidance scale {guidance_scale:g}{classes}.
+Sampled with `{sampler}` in {sampler_steps} steps{spacing}, guidance scale {guidance_scale:g}{autoguidance}{classes}.
 
 ```python
 from pipelines import load_pipeline, make_scheduler
@@ -81,7 +81,9 @@ def write_card(
         shape="x".join(map(str, pipeline.image_shape)),
         sampler=sampling.scheduler,
         sampler_steps=sampling.steps,
+        spacing=f", even in {pipeline.config.spacing}" if pipeline.config.spacing and not calls else "",
         guidance_scale=sampling.guidance_scale,
+        autoguidance=f", autoguidance scale {pipeline.autoguidance_scale:g}" if pipeline.guide else "",
         classes=f"; classes, in order: {', '.join(names)}" if names else "",
         command=f"```sh\n{command}\n```" if command else _FROM_PYTHON,
         evaluation=render_validation(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from denoiser.checks import drop_removed
@@ -27,7 +28,7 @@ from denoiser.processes import split_as, whole
 logger = logging.getLogger(__name__)
 
 PREFIX = "step-"
-STATE_FILE, EMA_FILE = "state.json", "ema.safetensors"
+STATE_FILE, EMA_FILE, GUIDE_FILE = "state.json", "ema.safetensors", "guide.safetensors"
 IDENTITY = {
     "model": "another architecture",
     "scheduler": "another noise schedule",
@@ -94,12 +95,17 @@ def check_whole(path: Path) -> None:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, folder: Path, progress: Progress, ema: EMAModel, identity: dict[str, Any]
+    accelerator: Accelerator,
+    folder: Path,
+    progress: Progress,
+    ema: EMAModel,
+    identity: dict[str, Any],
+    guide: Sequence[Tensor] | None = None,
 ) -> Path:
     """Save the state of a run, on all processes.
 
-    Accelerate saves weights, optimizers and loss scaler; the averaged weights are safetensors. The
-    checkpoint gets its name once it is on the disk.
+    Accelerate saves weights, optimizers and loss scaler; the averaged weights and the guide's, if it has
+    any yet, are safetensors. The checkpoint gets its name once it is on the disk.
     """
     path = folder / checkpoint_name(progress.step)
     temporary = folder / f".{path.name}.partial"
@@ -107,13 +113,18 @@ def save_checkpoint(
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-    averages = {str(index): whole(tensor).contiguous() for index, tensor in enumerate(ema.shadow_params)}
+    averages = {
+        name: {str(index): whole(tensor).contiguous() for index, tensor in enumerate(weights)}
+        for name, weights in ((EMA_FILE, ema.shadow_params), (GUIDE_FILE, guide))
+        if weights is not None
+    }
     try:
         with _together(accelerator):
             accelerator.save_state(str(temporary))
         with _together(accelerator):
             if accelerator.is_main_process:
-                save_file(averages, temporary / EMA_FILE)
+                for name, tensors in averages.items():
+                    save_file(tensors, temporary / name)
                 state = {"progress": asdict(progress), "ema_steps": ema.optimization_step, **identity}
                 (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
                 write_manifest(temporary)
@@ -173,8 +184,13 @@ def check_identity(path: Path, identity: dict[str, Any]) -> None:
         logger.warning("%s was made with %s: the run goes on, and its result will differ", path, difference)
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]) -> Progress:
-    """Load the state of a run; the optimizers keep their present settings."""
+def load_checkpoint(
+    accelerator: Accelerator, path: Path, ema: EMAModel, optimizers: Sequence[Optimizer]
+) -> tuple[Progress, list[Tensor] | None]:
+    """Load the state of a run, and return its progress and its guide's weights, if it had any.
+
+    The optimizers keep their present settings.
+    """
     state = _read_state(path)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     settings = [{name: value for name, value in group.items() if name != "params"} for group in groups]
@@ -186,15 +202,24 @@ def load_checkpoint(accelerator: Accelerator, path: Path, ema: EMAModel, optimiz
         loaded = [group for optimizer in optimizers for group in optimizer.param_groups]
         for group, own in zip(loaded, settings, strict=True):
             group.update(own)
-        averages = load_file(path / EMA_FILE)
-        for index, tensor in enumerate(ema.shadow_params):
-            if averages[str(index)].shape != tensor.shape:
-                raise ValueError(f"{EMA_FILE} is of other shapes")
-            tensor.copy_(split_as(tensor, averages[str(index)]))
+        _fill(ema.shadow_params, path / EMA_FILE)
+        guide = None
+        if (path / GUIDE_FILE).is_file():
+            guide = [tensor.clone() for tensor in ema.shadow_params]
+            _fill(guide, path / GUIDE_FILE)
     except Exception as error:  # the loaders raise anything for a file that a stranger has made
         raise _damaged(path, error) from error
     ema.optimization_step = state["ema_steps"]
-    return Progress(**state["progress"])
+    return Progress(**state["progress"]), guide
+
+
+def _fill(weights: Sequence[Tensor], path: Path) -> None:
+    """Copy averaged weights from a file."""
+    saved = load_file(path)
+    for index, tensor in enumerate(weights):
+        if saved[str(index)].shape != tensor.shape:
+            raise ValueError(f"{path.name} is of other shapes")
+        tensor.copy_(split_as(tensor, saved[str(index)]))
 
 
 def _fit_moments(optimizer: Optimizer) -> None:

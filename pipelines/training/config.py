@@ -33,6 +33,9 @@ class TrainingConfig:
         max_grad_norm: Gradient clipping norm.
         ema_decay: Highest decay of the average of the weights.
         ema_power: The decay of the average at step n is 1 - (1 + n)^-power, up to `ema_decay`.
+        guide_at: Fraction of the run after which the averaged weights are kept as the guide of the pipeline,
+            for autoguidance; None for no guide.
+        autoguidance_scale: Scale of autoguidance that the pipeline is saved with.
         loss_weighting: Squared error of the "prediction", or with "min_snr" weights (Hang et al. 2023).
         label_dropout: Probability of the null label, for classifier-free guidance.
         horizontal_flips: Whether each image is flipped horizontally with probability 1/2.
@@ -62,6 +65,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     ema_power: float = 2 / 3
+    guide_at: float | None = 1 / 3
+    autoguidance_scale: float = 2.0
     loss_weighting: Literal["prediction", "min_snr"] = "prediction"
     label_dropout: float = 0.1
     horizontal_flips: bool = False
@@ -96,6 +101,10 @@ class TrainingConfig:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must be a finite number of 0 or more")
         if not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas are {self.adam_betas}; each must be from 0 to below 1")
+        if self.guide_at is not None and not 0 < self.guide_at < 1:
+            raise ValueError(f"guide_at is {self.guide_at}; it must be above 0 and below 1, or null")
+        if not math.isfinite(self.autoguidance_scale):
+            raise ValueError(f"autoguidance_scale is {self.autoguidance_scale}; it must be a finite number")
         check_between(0, 1, ema_decay=self.ema_decay, ema_power=self.ema_power, label_dropout=self.label_dropout)
 
 
@@ -143,6 +152,10 @@ class RunConfig:
         check_kinds(self)
         if not self.output_dir:
             raise ValueError("output_dir is empty; name a folder for the run")
+        if self.sampling.autoguidance_scale is not None or self.sampling.autoguidance_interval is not None:
+            raise ValueError(
+                "sampling.autoguidance_scale and _interval are of finished pipelines; give training.autoguidance_scale"
+            )
         if self.hub_repo is not None and not is_repository(self.hub_repo):
             raise ValueError(f"hub_repo is '{self.hub_repo}'; it must be user/name, as the Hub names a repository")
 

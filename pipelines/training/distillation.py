@@ -150,6 +150,11 @@ class Distiller(Learner):
         self.teacher_noise_schedule = teacher.noise_schedule
         self.teacher_sha256 = _sha256(teacher.unet)
 
+    @property
+    def guided(self) -> bool:
+        """Whether the pipeline gets a guide: a student has none."""
+        return False
+
     def described(self) -> dict[str, Any]:
         """Return no sections: the network and the noise schedule follow from the teacher."""
         return {}

@@ -51,6 +51,7 @@ class Learner:
         skipped: Whether the last step was skipped for a non-finite gradient.
         optimizers: Optimizers of all the networks in training, the model's first.
         sampler: Scheduler that the trained pipeline is saved with.
+        guide: Averaged weights at `guide_at`, or None before.
 
     Raises:
         ValueError: If the images do not fit the model, or the noise schedule is invalid.
@@ -94,6 +95,7 @@ class Learner:
         self.ema = EMAModel(
             model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
         )
+        self.guide: list[Tensor] | None = None
         self.step = 0
         self.skipped, self.skipped_in_a_row = False, 0
         self.window = self.new_window()
@@ -137,6 +139,8 @@ class Learner:
                     buffer.copy_(before)
             else:
                 self.ema.step(self.raw_model.parameters())
+            if self.guide is None and self.guided and progress >= (self.training.guide_at or 0):
+                self.guide = [shadow.clone() for shadow in self.ema.shadow_params]
         self.window.count_step(self.images_per_step, self.skipped)
         self.step += 1
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.skipped else 0
@@ -147,8 +151,12 @@ class Learner:
     def pipeline(self, sampler: SchedulerMixin | None = None) -> DenoisingPipeline:
         """Return the pipeline of the averaged weights, with `sampler` instead of the learner's if given."""
         names = None if self.num_classes is None else self.images.class_names
-        model = averaged_model(self.raw_model, self.ema, self.noise_schedule, self.images)
-        pipeline = DenoisingPipeline(model, sampler or self.sampler, names)
+        model, guide = (
+            None if weights is None else averaged_model(self.raw_model, weights, self.noise_schedule, self.images)
+            for weights in (self.ema.shadow_params, self.guide)
+        )
+        scale = 1.0 if guide is None else self.training.autoguidance_scale
+        pipeline = DenoisingPipeline(model, sampler or self.sampler, names, guide, scale, "log-snr")
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -157,6 +165,11 @@ class Learner:
         pipeline = self.pipeline(sampler)
         with self.accelerator.autocast():
             return {**validation.held_out_loss(pipeline, self.noise_schedule), **validation.frechet_distance(pipeline)}
+
+    @property
+    def guided(self) -> bool:
+        """Whether the pipeline gets a guide."""
+        return self.training.guide_at is not None
 
     @property
     def images_per_step(self) -> int:
@@ -277,8 +290,10 @@ def _check_image_set(images: ImageSet) -> None:
         raise ValueError(f"the images are a {type(images).__name__}; give a denoiser.data.ImageSet")
 
 
-def averaged_model(model: ModelMixin, ema: EMAModel, noise_schedule: DDPMScheduler, images: ImageSet) -> ModelMixin:
-    """Return a copy of `model` with the averaged weights, in evaluation mode and float32.
+def averaged_model(
+    model: ModelMixin, weights: Sequence[Tensor], noise_schedule: DDPMScheduler, images: ImageSet
+) -> ModelMixin:
+    """Return a copy of `model` with averaged weights, in evaluation mode and float32.
 
     A batch norm's running statistics belong to the trained weights, not to their average. They are
     measured anew with the averaged weights, on noisy training images (Izmailov et al. 2018, section
@@ -288,7 +303,7 @@ def averaged_model(model: ModelMixin, ema: EMAModel, noise_schedule: DDPMSchedul
     average = type(model).from_config(architecture(model)["init_args"]).to(device)
     copies = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
     average.load_state_dict(copies, assign=True)  # which keeps the layout of the weights
-    for parameter, shadow in zip(average.parameters(), ema.shadow_params, strict=True):
+    for parameter, shadow in zip(average.parameters(), weights, strict=True):
         parameter.data.copy_(whole(shadow))
     if any(isinstance(module, nn.BatchNorm2d) for module in average.modules()):
         measure_batch_statistics(average, noise_schedule, images)

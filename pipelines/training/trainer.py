@@ -104,7 +104,9 @@ class Trainer:
         self._check_same_checkpoint()
         progress = Progress()
         if self.last_checkpoint is not None:
-            progress = load_checkpoint(accelerator, self.last_checkpoint, learner.ema, learner.optimizers)
+            progress, learner.guide = load_checkpoint(
+                accelerator, self.last_checkpoint, learner.ema, learner.optimizers
+            )
         learner.step = progress.step
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
 
@@ -264,7 +266,8 @@ class Trainer:
         folder, training = self.folder.checkpoints, self.training
         progress = Progress(self.step, self.budget.seconds)
         try:
-            checkpoint = save_checkpoint(self.accelerator, folder, progress, self.learner.ema, self._identity())
+            learner, identity = self.learner, self._identity()
+            checkpoint = save_checkpoint(self.accelerator, folder, progress, learner.ema, identity, learner.guide)
         except OSError as error:
             last = self.last_checkpoint or "none yet"
             logger.warning("no checkpoint of step %d (%s); the last is %s; going on", self.step, error, last)

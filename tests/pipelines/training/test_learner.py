@@ -19,7 +19,7 @@ def test_the_averaged_model_has_the_average_and_the_trained_one_keeps_its_weight
     model = tiny_unet()
     before = [parameter.clone() for parameter in model.parameters()]
     ema = moved(model)
-    average = averaged_model(model, ema, scheduler, some_images)
+    average = averaged_model(model, ema.shadow_params, scheduler, some_images)
     assert not average.training
     for ours, start, trained in zip(average.parameters(), before, model.parameters(), strict=True):
         assert torch.equal(ours, start)
@@ -30,7 +30,7 @@ def test_batch_norm_statistics_are_those_of_the_averaged_weights(some_images, sc
     model = tiny_basic_unet().train()
     ema = moved(model)
     model(noise, 0)  # the trained weights leave their own statistics
-    average = averaged_model(model, ema, scheduler, some_images)
+    average = averaged_model(model, ema.shadow_params, scheduler, some_images)
 
     seen = []
     first_norm = next(module for module in average.modules() if isinstance(module, nn.BatchNorm2d))

@@ -52,7 +52,8 @@ def untimed(lines):
 
 
 def weights(trainer):
-    return [*trainer.learner.raw_model.state_dict().values(), *trainer.learner.ema.shadow_params]
+    learner = trainer.learner
+    return [*learner.raw_model.state_dict().values(), *learner.ema.shadow_params, *(learner.guide or [])]
 
 
 def equal(one, other):
@@ -70,6 +71,7 @@ def test_a_run_leaves_figures_grids_checkpoints_and_the_pipeline(make_trainer, m
         "checkpoints/step-00000008",
         "checkpoints/step-00000010",
         "pipeline/README.md",
+        "pipeline/guide",
         "pipeline/model_index.json",
         "pipeline/samples.png",
         "pipeline/scheduler",
@@ -89,6 +91,31 @@ def test_the_saved_pipeline_draws_the_grid_that_the_run_left(make_trainer):
     grid = image_grid(sample_images(pipeline, **trainer.config.sampling.arguments()))
     assert grid.tobytes() == Image.open(trainer.folder.grid(trainer.step)).tobytes()
     assert tuple(pipeline.config.class_names) == trainer.learner.images.class_names
+
+
+def test_the_guide_is_the_average_at_a_share_of_the_run(make_trainer):
+    trainer = make_trainer(guide_at=0.4, autoguidance_scale=1.5)  # of ten steps: after the fifth, which began there
+    averages, take_step = [], trainer.learner.take_step
+
+    def take_and_note(progress):
+        loss = take_step(progress)
+        averages.append([shadow.clone() for shadow in trainer.learner.ema.shadow_params])
+        return loss
+
+    trainer.learner.take_step = take_and_note
+    trainer.train()
+    pipeline = load_pipeline(trainer.folder.pipeline)
+    assert pipeline.autoguidance_scale == 1.5
+    assert pipeline.config.spacing == "log-snr"
+    for network, expected in ((pipeline.guide, averages[4]), (pipeline.unet, averages[-1])):
+        for parameter, average in zip(network.parameters(), expected, strict=True):
+            assert torch.equal(parameter, average)
+
+
+def test_a_run_without_a_guide_leaves_none(make_trainer):
+    trainer = make_trainer(guide_at=None)
+    trainer.train()
+    assert load_pipeline(trainer.folder.pipeline).guide is None
 
 
 def test_the_loss_on_real_images_falls(make_trainer):
@@ -171,7 +198,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(make_train
     assert not equal(one, other)
 
 
-@pytest.mark.parametrize(("dropout", "options"), [(0.0, {}), (0.0, {"mixed_precision": "bf16"}), (0.3, {})])
+@pytest.mark.parametrize(
+    ("dropout", "options"), [(0.0, {}), (0.0, {"mixed_precision": "bf16"}), (0.3, {}), (0.0, {"guide_at": 0.1})]
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(make_trainer, dropout, options):
     options = {"checkpoint_every": 4, **options}
     whole = make_trainer("whole", tiny_unet(dropout=dropout), **options)
