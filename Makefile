@@ -6,15 +6,17 @@
 # make gpu      the tests that need a GPU, and the speeds on it; six minutes
 # make smoke    hashes of samples and of a short training, which a refactor leaves equal
 # make package  build the wheel, and try it in an empty environment
+# make speedrun train configs/speedrun.yaml: is it at a distance of 0.25 in its time? SEEDS=3 for the leaderboard
 # make pictures make the pictures of docs/sampling.md again
 # make ship     NAME=teacher RUN=runs/fashion_mnist_long: put a run's pipeline into the package, with its sums
 PYTHON ?= python3
 RUN ?= runs/fashion_mnist
+SEEDS ?= 1
 BIN := .venv/bin
 RAW := data/FashionMNIST/raw
 PACKAGE := dataset-fashion-mnist
 
-.PHONY: train test lint slow soak gpu smoke package pictures ship data clean
+.PHONY: train test lint slow soak gpu smoke package speedrun pictures ship data clean
 
 train: .venv/installed data
 	@$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -48,6 +50,9 @@ soak: .venv/installed data
 	noted=$$(mktemp) && SOAK=1 RELIABILITY=$$noted OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
 	    --hypothesis-seed $${SOAK_SEED:-0} tests/faults tests/scripts/test_bad_input.py tests/denoiser/test_environment.py tests/denoiser/test_compilers.py && $(BIN)/python -m tests.reliability $$noted; \
 	    status=$$?; rm -f $$noted; exit $$status
+
+speedrun: .venv/installed data
+	$(BIN)/python scripts/benchmark.py speedrun --seeds $(SEEDS) --output_dir runs/speedrun
 
 pictures: .venv/installed data
 	rm -rf runs/boots runs/denoised_boots

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks.quality import longest_of, sampler_comparison, stock_comparison
 from benchmarks.race import Training, race
 from benchmarks.scale import read_cells, scale_rows
 from benchmarks.speed import TORCHVISION, feeding_speeds, sampling_speeds
+from benchmarks.speedrun import read_runner, run_seeds, speedrun_page
 from benchmarks.tables import (
     profile_table,
     reach_table,
@@ -45,7 +47,7 @@ def common_options(parser: Parser, mode: Mode) -> None:
     parser.add_argument("--data_root", type=str, default="data", help="folder of FashionMNIST")
     if mode is sample:
         parser.add_argument("--compile", action="store_true", help="measure each network compiled, too")
-    if mode not in (data, scale):
+    if mode not in WITHOUT_ENTRIES:
         parser.add_argument("--entries", type=str | None, help=f"YAML file of entries (default: {NETWORKS.name})")
         parser.add_argument("--quick", action="store_true", help="the table of README.md, half an hour")
 
@@ -91,6 +93,13 @@ def with_bar(rows: Iterable[dict[str, Any]], count: int | None = None) -> list[d
     return [*tqdm(rows, desc="sampling", total=count, unit="row", delay=0.1)]
 
 
+@contextmanager
+def training_bar(length: float) -> Iterator[Callable[[float], object]]:
+    """Show a progress bar of some seconds of training; yields a function that takes the seconds of each turn."""
+    with tqdm(total=length, bar_format=BAR, mininterval=15, disable=not length) as bar:
+        yield lambda seconds: bar.update(min(seconds, length - bar.n))
+
+
 def train(field: Field, folder: Path, seeds: int = 1) -> Figures:
     """Quality after some seconds of training.
 
@@ -109,9 +118,8 @@ def race_of(field: Field, folder: Path, seeds: int) -> Figures:
     """Make the trainings that are not finished, in races."""
     trainings = all_trainings(field, seeds, folder)
     todo = {training.folder: training.seconds for training in trainings if training.result is None}
-    length = sum(todo.values())
-    with tqdm(total=length, bar_format=BAR, mininterval=15, disable=not todo) as bar:
-        race(trainings, lambda seconds: bar.update(min(seconds, length - bar.n)))
+    with training_bar(sum(todo.values())) as on_turn:
+        race(trainings, on_turn)
     rows = train_rows(trainings)
     return rows, f"{train_table(rows, field.baseline)}\n{reach_table(rows, field.baseline)}"
 
@@ -223,7 +231,22 @@ def scale(data_root: str, tables: str | None = None, seconds: float = 10, rounds
     return rows, scale_tables(rows)
 
 
-MODES = (train, sample, stock, samplers, profile, data, scale)
+def speedrun(folder: Path, data_root: str, config: str = "speedrun", seeds: int = 1) -> Figures:
+    """Whether a training of some seconds reaches a Fréchet distance of 0.25; exit status 1 if not.
+
+    Args:
+        config: YAML file of the training, or its name; training.max_minutes is the length of a run.
+        seeds: Runs, with seeds from 0.
+    """
+    check_positive(seeds=seeds)
+    runner = read_runner(config, data_root)
+    with training_bar(seeds * sum(runner.seconds)) as on_turn:
+        rows = run_seeds(runner, seeds, folder, on_turn)
+    return rows, speedrun_page(rows)
+
+
+MODES = (train, sample, stock, samplers, profile, data, scale, speedrun)
+WITHOUT_ENTRIES = (data, scale, speedrun)
 GIVEN = ("field", "folder", "data_root", "compile")
 
 
@@ -241,10 +264,12 @@ def main() -> None:
     check_writable(folder / f"{name}.json")
     if mode is not scale:  # which has processes of its own
         start_process()
-    field = None if mode in (data, scale) else field_of(options)
+    field = None if mode in WITHOUT_ENTRIES else field_of(options)
     rows, page = call_mode(mode, options, field=field, folder=folder)
     figures = {"processor": processor(), "rows": rows}
     for suffix, text in (("json", json.dumps(figures, indent=2) + "\n"), ("md", page)):
         with atomic_path(folder / f"{name}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
     print(f"{page}\n{processor()}\nwritten to {folder / name}.md and .json")
+    if not all(row.get("reached", True) for row in rows):
+        sys.exit(1)
