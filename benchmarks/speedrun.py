@@ -35,7 +35,8 @@ def read_runner(config: str, data_root: str) -> Entry:
     seconds = 60 * run.training.max_minutes
     runner = Entry("speedrun", arguments, (seconds,))
     _, model, noise_schedule = runner.build(seconds, seed=0)
-    check_sampling(run.sampling, model, make_scheduler(run.sampling.scheduler, noise_schedule.config))
+    sampler = make_scheduler(run.sampling.scheduler, noise_schedule.config)
+    check_sampling(run.sampling, model, sampler, run.training.own_autoguidance)
     return runner
 
 
@@ -48,7 +49,7 @@ def _check_rules(run: RunConfig) -> None:
     ):
         if value != wanted:
             raise ValueError(f"{name} is {value}, and {wanted or 'not allowed'} in a speedrun; leave it out")
-    if (network_calls := calls(run.sampling)) > MOST_CALLS:
+    if (network_calls := calls(run.sampling, run.training.own_autoguidance)) > MOST_CALLS:
         raise ValueError(f"an image takes {network_calls} network calls, and up to {MOST_CALLS} in a speedrun")
 
 

@@ -107,6 +107,11 @@ class TrainingConfig:
             raise ValueError(f"autoguidance_scale is {self.autoguidance_scale}; it must be a finite number")
         check_between(0, 1, ema_decay=self.ema_decay, ema_power=self.ema_power, label_dropout=self.label_dropout)
 
+    @property
+    def own_autoguidance(self) -> float | None:
+        """Scale of autoguidance that the pipeline is saved with; None without a guide."""
+        return None if self.guide_at is None else self.autoguidance_scale
+
 
 @dataclass(frozen=True)
 class TrackingConfig:

@@ -66,9 +66,10 @@ def test_our_entry_keeps_the_rules(monkeypatch):
         ("init_from: teacher", "init_from is teacher, and not allowed in a speedrun; leave it out"),
         ("training: {max_steps: 9}", "training.max_steps is 9, and not allowed"),
         ("training: {max_minutes: 1, evaluation_images: 100}", "evaluation_images is 100, and 2048 in a speedrun"),
-        ("sampling: {steps: 21}", "an image takes 21 network calls, and up to 20 in a speedrun"),
-        ("sampling: {steps: 20, guidance_scale: 2}", "an image takes 40 network calls"),
-        ("sampling: {guidance_rescale: 0.5}", "guidance_rescale and guidance_interval do nothing"),
+        ("sampling: {steps: 11}", "an image takes 22 network calls, and up to 20 in a speedrun"),
+        ("sampling: {steps: 10, guidance_scale: 2}", "an image takes 30 network calls"),
+        ("training: {max_minutes: 1, guide_at: null}\nsampling: {steps: 21}", "an image takes 21 network calls"),
+        ("sampling: {steps: 5, guidance_rescale: 0.5}", "guidance_rescale and guidance_interval do nothing"),
     ],
 )
 def test_a_config_that_breaks_the_rules_is_refused(tmp_path, broken, message):
