@@ -42,7 +42,7 @@ def longest_of(baseline: str, finished: Sequence[Training]) -> Training:
 def stock_comparison(baseline: Training, others: Sequence[Training], num_images: int) -> Iterator[dict[str, Any]]:
     """Sample from the baseline in the stock pipeline, and from the others in more and more steps."""
     judges = load_judges()
-    floor = _floor(judges, baseline, num_images)
+    floor = floors_of(judges, baseline, num_images)
     ways = [_ways(training, [training.facts["settings"]["sampling"]["scheduler"]], STEPS) for training in others]
     pipeline = load_pipeline(baseline.folder / PIPELINE)
     stock = DDPMPipeline(pipeline.unet, pipeline.scheduler)
@@ -69,7 +69,7 @@ def sampler_comparison(
 ) -> Iterator[dict[str, Any]]:
     """Sample from finished trainings with each sampler and number of steps."""
     judges = load_judges()
-    floor = _floor(judges, trainings[0], num_images)
+    floor = floors_of(judges, trainings[0], num_images)
     ways = [_ways(training, samplers, steps) for training in trainings]
     for training, own in zip(trainings, ways, strict=True):
         for row in _rows(judges, training, own, num_images):
@@ -85,7 +85,7 @@ def _ways(training: Training, samplers: Sequence[str], steps: Sequence[int]) -> 
     return ways
 
 
-def _floor(judges: Sequence[Judge], training: Training, num_images: int) -> dict[str, float]:
+def floors_of(judges: Sequence[Judge], training: Training, num_images: int) -> dict[str, float]:
     """Return the distance of as many test images by each judge, or raise `ValueError` for an invalid number.
 
     For a network with classes, they have the class counts of its samples.

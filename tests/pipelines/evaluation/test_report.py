@@ -3,6 +3,7 @@ import torch
 
 from pipelines.evaluation.likelihood import Bound
 from pipelines.evaluation.markdown import render
+from pipelines.evaluation.plots import plot_report
 from pipelines.evaluation.report import Reporter, make_report
 from pipelines.evaluation.samples import Samples
 from pipelines.evaluation.spaces import beside
@@ -60,6 +61,9 @@ def test_tables_have_the_figures_of_both_judges_side_by_side(judges, train_image
     page = render(report, dict.fromkeys(by_sampler, 1.0))
     assert "| Fréchet distance | recall | Fréchet distance, second judge | recall, second judge | images/s |" in page
     assert "| judge agrees | recall | Fréchet distance | judge agrees, second judge |" in page
+    by_one = make_report(Reporter(samples, judges[:1], reporter.train, reporter.test, seed=0), ["samplers"])
+    one, both = (plot_report(each, samples, train_images)["samplers"] for each in (by_one, report))
+    assert both.width == 2 * one.width  # a panel for each
 
 
 @pytest.mark.slow
