@@ -17,7 +17,7 @@ from benchmarks.machine import processor
 from denoiser.checks import pair
 from denoiser.data import CLASS_NAMES
 from pipelines.commands.parsed_run import ParsedRun
-from pipelines.evaluation.judge import IMAGE_SHAPE
+from pipelines.evaluation.judge_networks import IMAGE_SHAPE
 from pipelines.training.config import RunConfig, components, settings
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def fingerprint(config: RunConfig, model: ModelMixin, noise_schedule: DDPMSchedu
     """Return all that a training's result depends on: settings, code, package versions, processor."""
     shape = (model.config.in_channels, *pair(model.config.sample_size))
     if shape != IMAGE_SHAPE:
-        raise ValueError(f"the network makes images of {shape} (channels, height, width), the judge sees {IMAGE_SHAPE}")
+        raise ValueError(f"the network makes images of {shape} (channels, height, width), the judges see {IMAGE_SHAPE}")
     described = {**settings(config), **components(model, noise_schedule)}
     kept = {name: value for name, value in described.items() if name not in _ASIDE}
     kept["training"] = {name: value for name, value in kept["training"].items() if name not in _ASIDE_IN_TRAINING}

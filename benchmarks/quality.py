@@ -18,7 +18,10 @@ from denoiser.data import load_fashion_mnist
 from denoiser.device import as_trained, in_best_layout
 from pipelines import SamplingConfig, load_pipeline, make_scheduler, quantised, sample_images
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
-from pipelines.evaluation.judge import Judge, frechet_to_train, load_judge
+from pipelines.evaluation.judge import frechet_to_train, load_judges
+from pipelines.evaluation.judge_networks import Judge
+from pipelines.evaluation.spaces import beside, rows_like
+from pipelines.sampling import spread_labels
 from pipelines.stepping import check_steps
 
 BATCH_SIZE = 64
@@ -38,8 +41,8 @@ def longest_of(baseline: str, finished: Sequence[Training]) -> Training:
 
 def stock_comparison(baseline: Training, others: Sequence[Training], num_images: int) -> Iterator[dict[str, Any]]:
     """Sample from the baseline in the stock pipeline, and from the others in more and more steps."""
-    judge = load_judge()
-    floor = _floor(judge, baseline, num_images)
+    judges = load_judges()
+    floor = floors_of(judges, baseline, num_images)
     ways = [_ways(training, [training.facts["settings"]["sampling"]["scheduler"]], STEPS) for training in others]
     pipeline = load_pipeline(baseline.folder / PIPELINE)
     stock = DDPMPipeline(pipeline.unet, pipeline.scheduler)
@@ -52,10 +55,10 @@ def stock_comparison(baseline: Training, others: Sequence[Training], num_images:
         images = np.concatenate([stock(size, generator, output_type="np").images for size in batches])
         return rearrange(torch.from_numpy(images), "b h w c -> b c h w")
 
-    target = _row(judge, baseline, stock.scheduler.config.num_train_timesteps, sample_stock)
-    yield target | {"frechet_floor": floor}
+    target = _row(judges, baseline, stock.scheduler.config.num_train_timesteps, sample_stock)
+    yield target | floor
     for training, own in zip(others, ways, strict=True):
-        for row in _rows(judge, training, own, num_images):
+        for row in _rows(judges, training, own, num_images):
             yield row
             if row["frechet"] <= target["frechet"]:
                 break
@@ -65,12 +68,12 @@ def sampler_comparison(
     trainings: Sequence[Training], samplers: Sequence[str], steps: Sequence[int], num_images: int
 ) -> Iterator[dict[str, Any]]:
     """Sample from finished trainings with each sampler and number of steps."""
-    judge = load_judge()
-    floor = _floor(judge, trainings[0], num_images)
+    judges = load_judges()
+    floor = floors_of(judges, trainings[0], num_images)
     ways = [_ways(training, samplers, steps) for training in trainings]
     for training, own in zip(trainings, ways, strict=True):
-        for row in _rows(judge, training, own, num_images):
-            yield row | {"frechet_floor": floor}
+        for row in _rows(judges, training, own, num_images):
+            yield row | floor
 
 
 def _ways(training: Training, samplers: Sequence[str], steps: Sequence[int]) -> list[tuple[str, int]]:
@@ -82,16 +85,23 @@ def _ways(training: Training, samplers: Sequence[str], steps: Sequence[int]) -> 
     return ways
 
 
-def _floor(judge: Judge, training: Training, num_images: int) -> float:
-    """Return the distance of as many test images, or raise `ValueError` for an invalid number."""
-    config, _, _ = training.entry.build(training.seconds, training.seed)
-    images = load_fashion_mnist(config.data.root, "test", 16).images
-    check_between(FEWEST_FOR_FRECHET, len(images), images=num_images)
-    return frechet_to_train(judge, images[:num_images])
+def floors_of(judges: Sequence[Judge], training: Training, num_images: int) -> dict[str, float]:
+    """Return the distance of as many test images by each judge, or raise `ValueError` for an invalid number.
+
+    For a network with classes, they have the class counts of its samples.
+    """
+    config, model, _ = training.entry.build(training.seconds, training.seed)
+    test = load_fashion_mnist(config.data.root, "test", 16)
+    check_between(FEWEST_FOR_FRECHET, len(test), images=num_images)
+    num_classes = model.config.get("num_class_embeds")
+    rows = torch.arange(num_images)
+    if num_classes is not None:
+        rows = rows_like(test, torch.tensor(spread_labels(num_images, num_classes)))
+    return beside([{"frechet_floor": frechet_to_train(judge, test.images[rows])} for judge in judges])
 
 
 def _rows(
-    judge: Judge, training: Training, ways: Sequence[tuple[str, int]], num_images: int
+    judges: Sequence[Judge], training: Training, ways: Sequence[tuple[str, int]], num_images: int
 ) -> Iterator[dict[str, Any]]:
     """Sample from a training in its precision and layout, with each sampler and number of steps."""
     assert training.result is not None
@@ -109,18 +119,19 @@ def _rows(
     for name, steps in ways:
         pipeline.scheduler = make_scheduler(name, noise_schedule)
         config = SamplingConfig(num_images=num_images, steps=steps, scheduler=name, batch_size=BATCH_SIZE)
-        yield _row(judge, training, steps, partial(sample, config)) | {"sampler": name}
+        yield _row(judges, training, steps, partial(sample, config)) | {"sampler": name}
 
 
-def _row(judge: Judge, training: Training, steps: int, sample: Callable[[], Tensor]) -> dict[str, Any]:
+def _row(judges: Sequence[Judge], training: Training, steps: int, sample: Callable[[], Tensor]) -> dict[str, Any]:
     started = time.perf_counter()
     images = sample()
     seconds = time.perf_counter() - started
+    levels = quantised(images)
     return {
         "name": training.entry.name,
         "trained_seconds": training.seconds,
         "steps": steps,
         "images": len(images),
         "images_per_second": len(images) / seconds,
-        "frechet": frechet_to_train(judge, quantised(images)),
+        **beside([{"frechet": frechet_to_train(judge, levels)} for judge in judges]),
     }

@@ -171,7 +171,8 @@ def _take_turns(connection: Connection, entry: Entry, seconds: float, seed: int,
         load_fashion_mnist(config.data.root, split, model.config.sample_size) for split in ("train", "test")
     )
     learner = Learner(config.training, model, noise_schedule, accelerator, images)
-    validation = Validation(held_out, config.sampling, config.training.evaluation_images, images)
+    count, num_classes = config.training.evaluation_images, learner.num_classes
+    validation = Validation(held_out, config.sampling, count, images, num_classes)
     connection.send(what)
     spent = 0.0
     while (until := connection.recv()) is not None:

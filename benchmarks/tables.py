@@ -10,7 +10,8 @@ from benchmarks.race import Training
 from benchmarks.scale import power
 from pipelines.evaluation.markdown import markdown_table, number
 
-JUDGED = ("held_out_loss", "frechet", "frechet_floor", "evaluation_images")
+DISTANCES = {"frechet": "Fréchet distance", "second_frechet": "by the second judge"}
+JUDGED = ("held_out_loss", *DISTANCES, *(f"{name}_floor" for name in DISTANCES), "evaluation_images")
 CONDITIONS = {"batch_size": "batch", "steps": "steps"}  # conditions of a speed, by name in the tables
 
 
@@ -49,7 +50,9 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
     lines = []
     for row in sorted(rows, key=lambda row: row["seconds"]):
         other = baselines.get((row["race"], row["seed"]))
-        ratio = number(row["frechet"] / other["frechet"]) if other else ""
+        distances = []
+        for name in DISTANCES:
+            distances += [number(row[name]), number(row[name] / other[name]) if other else ""]
         speed_ratio = number(row["images_per_second"] / other["images_per_second"]) if other else ""
         lines.append(
             [
@@ -63,45 +66,55 @@ def train_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
                 speed_ratio,
                 f"{row['share_of_peak']:.0%}",
                 number(row["held_out_loss"]),
-                number(row["frechet"]),
-                ratio,
+                *distances,
             ]
         )
     columns = [
         *("network", "parameters", "MFLOP an image", "precision", "seconds", "steps", "images/s", "ratio"),
-        *("share of peak", "held-out loss", "Fréchet distance", "ratio"),
+        *("share of peak", "held-out loss", *(part for title in DISTANCES.values() for part in (title, "ratio"))),
     ]
-    images, floor = rows[0]["evaluation_images"], number(rows[0]["frechet_floor"])
+    images = rows[0]["evaluation_images"]
     return (
-        f"{markdown_table(columns, lines)}\nFréchet distance of {images:,} images to the train split in the judge's "
-        f"features; the floor, as many test images, is {floor}. Ratios are to {baseline} in the same race.\n"
+        f"{markdown_table(columns, lines)}\nFréchet distance of {images:,} images to the train split by each "
+        f"judge; the floors, as many test images, are {_floors(rows[0])}. Ratios are to {baseline} in the same "
+        "race.\n"
     )
 
 
 def reach_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return a table of each network's time to the distance of the baseline's longest training."""
-    curves = curves_of(rows)
-    longest, distance = max(curves[baseline].items())
+    """Return a table of each network's time to the distances of the baseline's longest training, by judge."""
+    by_judge = [curves_of(rows, name) for name in DISTANCES]
+    goals = [max(curves[baseline].items()) for curves in by_judge]
     lines = []
-    for name, curve in curves.items():
-        seconds = seconds_to(distance, curve)
-        if seconds is None:
-            lines.append([name, f"not reached in {max(curve):g}", ""])
-        else:
-            at_most = "at most " if seconds == min(curve) < longest else ""
-            lines.append([name, f"{at_most}{seconds:.0f}", f"{at_most}{number(seconds / longest)}"])
-    table = markdown_table(["network", "seconds", "ratio"], lines)
+    for name in by_judge[0]:
+        cells = [_reached(curves[name], *goal) for curves, goal in zip(by_judge, goals, strict=True)]
+        lines.append([name, *(part for cell in cells for part in cell)])
+    columns = ["network", "seconds", "ratio", "by the second judge", "ratio"]
+    distances, (longest, _) = " and ".join(number(distance) for _, distance in goals), goals[0]
     return (
-        f"Seconds to a Fréchet distance of {number(distance)}, {baseline}'s after {longest:g} s (between two lengths "
-        f"by a power law):\n\n{table}"
+        f"Seconds to a Fréchet distance of {distances} by the two judges, {baseline}'s after {longest:g} s (between "
+        f"two lengths by a power law):\n\n{markdown_table(columns, lines)}"
     )
 
 
-def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-    """Return the distance by seconds of training, by name; the geometric mean over seeds."""
+def _reached(curve: Mapping[float, float], longest: float, distance: float) -> tuple[str, str]:
+    """Return the seconds of training to a distance, and their ratio to those of the baseline's longest training."""
+    seconds = seconds_to(distance, curve)
+    if seconds is None:
+        return f"not reached in {max(curve):g}", ""
+    at_most = "at most " if seconds == min(curve) < longest else ""
+    return f"{at_most}{seconds:.0f}", f"{at_most}{number(seconds / longest)}"
+
+
+def _floors(row: Mapping[str, Any]) -> str:
+    return " and ".join(number(row[f"{name}_floor"]) for name in DISTANCES)
+
+
+def curves_of(rows: Sequence[Mapping[str, Any]], figure: str = "frechet") -> dict[str, dict[float, float]]:
+    """Return a distance by seconds of training, by name; the geometric mean over seeds."""
     curves: dict[str, dict[float, list[float]]] = {}
     for row in rows:
-        curves.setdefault(row["name"], {}).setdefault(row["seconds"], []).append(row["frechet"])
+        curves.setdefault(row["name"], {}).setdefault(row["seconds"], []).append(row[figure])
     return {
         name: {seconds: geometric_mean(distances) for seconds, distances in sorted(curve.items())}
         for name, curve in curves.items()
@@ -159,36 +172,39 @@ def stock_table(rows: Sequence[Mapping[str, Any]]) -> str:
             row["name"] + (" in the stock DDPMPipeline" if row is target else ""),
             f"{row['trained_seconds']:g}",
             row["steps"],
-            number(row["frechet"]),
+            *(number(row[name]) for name in DISTANCES),
             number(row["images_per_second"]),
             number(row["images_per_second"] / target["images_per_second"]),
         ]
         for row in rows
     ]
-    columns = ["network", "seconds of training", "steps", "Fréchet distance", "images/s", "ratio"]
-    floor = number(target["frechet_floor"])
-    images = f"{target['images']:,} images a row; the floor, as many test images, is {floor}."
+    columns = ["network", "seconds of training", "steps", *DISTANCES.values(), "images/s", "ratio"]
+    images = f"{target['images']:,} images a row; the floors, as many test images, are {_floors(target)}."
     return f"{markdown_table(columns, lines)}\n{images}\n"
 
 
 def sampler_table(rows: Sequence[Mapping[str, Any]], baseline: str) -> str:
-    """Return a table of distances by network and sampler; ratios are of the best to the baseline's best."""
+    """Return a table of distances by network and sampler, for each judge; ratios are of the best to the baseline's."""
+    tables = (_by_sampler(rows, baseline, figure) for figure in DISTANCES)
+    seconds, images = rows[0]["trained_seconds"], rows[0]["images"]
+    return "\nBy the second judge:\n\n".join(tables) + (
+        f"\nFréchet distance of {images:,} images, after {seconds:g} s of training. The floors, "
+        f"as many test images, are {_floors(rows[0])}.\n"
+    )
+
+
+def _by_sampler(rows: Sequence[Mapping[str, Any]], baseline: str, figure: str) -> str:
     ways = list(dict.fromkeys(_way(row) for row in rows))
     distances: dict[str, dict[str, float]] = {}
     for row in rows:
-        distances.setdefault(row["name"], {})[_way(row)] = row["frechet"]
+        distances.setdefault(row["name"], {})[_way(row)] = row[figure]
     other = min(distances[baseline].values()) if baseline in distances else None
     lines = []
     for name, own in distances.items():
         best = min(own, key=own.__getitem__)
         cells = [f"**{number(own[way])}**" if way == best else number(own[way]) for way in ways]
         lines.append([name, *cells, number(own[best] / other) if other else ""])
-    table = markdown_table(["network", *ways, "ratio of the best"], lines)
-    seconds, images, floor = rows[0]["trained_seconds"], rows[0]["images"], number(rows[0]["frechet_floor"])
-    return (
-        f"{table}\nFréchet distance of {images:,} images, after {seconds:g} s of training. The floor, "
-        f"as many test images, is {floor}.\n"
-    )
+    return markdown_table(["network", *ways, "ratio of the best"], lines)
 
 
 def profile_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,8 @@
-"""Train the classifier whose features evaluate a set: python scripts/train_judge.py --data.source my_images."""
+"""Train the two classifiers whose features evaluate a set: python scripts/train_judge.py --data.source my_images."""
 
 import logging
 import sys
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -11,11 +12,12 @@ from denoiser.device import must_use_cpu
 from denoiser.files import check_writable
 from denoiser.processes import start_process
 from pipelines.commands.parser import Parser, command
-from pipelines.evaluation.judge import CARD, CPU, PACKAGE, WEIGHTS, Judge, accuracy, save_judge, train_judge
+from pipelines.evaluation.judge import CPU, PACKAGE, accuracy, card_file, measure, save_judge, train_judge, weights_file
+from pipelines.evaluation.judge_networks import JUDGES, Judge
 
 logger = logging.getLogger(__name__)
 
-LEAST_ACCURACY = 0.92  # of the judge that ships
+LEAST_ACCURACY = 0.92  # of the judges that ship
 MOST_APART = 0.15  # between the accuracies on training and on held-out images
 LINES = 16  # about evenly in the training
 
@@ -34,22 +36,43 @@ def build_parser() -> Parser:
     """Return the parser of this command."""
     parser = Parser(description=__doc__)
     parser.add_class_arguments(DataConfig, "data")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the first judge; the second has the next")
     parser.add_argument("--epochs", type=int | None, help="(default: 16, or as many as make 1,000 steps)")
     parser.add_argument("--flips", type=bool, default=False, help="flip images; not for digits, letters or arrows")
-    parser.add_argument("--package", type=bool, default=False, help="make the judge that ships: FashionMNIST at 16x16")
+    parser.add_argument("--package", type=bool, default=False, help="make the judges that ship: FashionMNIST at 16x16")
     return parser
+
+
+def tell(held_out: ImageSet, epoch: int, epochs: int, judge: Judge) -> None:
+    """Print the accuracy after some of the epochs."""
+    if epoch == epochs or epoch % max(1, epochs // LINES) == 0:
+        reached = accuracy(judge, held_out)
+        print(f"{judge.kind}, epoch {epoch} of {epochs}: held-out accuracy {reached:.4f}", flush=True)
+
+
+def test_judge(judge: Judge, train: ImageSet, held_out: ImageSet) -> float:
+    """Set a judge's reference statistics, and return its accuracy on the held-out images."""
+    known, reached = accuracy(judge, train), accuracy(judge, held_out)
+    print(f"{judge.kind}: accuracy on the training images {known:.4f}, on the held-out images {reached:.4f}")
+    if known - reached > MOST_APART:
+        logger.warning(
+            f"{judge.kind} knows its training images by heart: its distances see copies of them as better than new "
+            "images; more images, fewer --epochs or, where they are harmless, --flips true help"
+        )
+    measure(judge, "train", train)
+    measure(judge, "test", held_out)
+    return reached
 
 
 @command
 def main() -> None:
-    """Train, test and save the judge."""
+    """Train, test and save both judges."""
     parser = build_parser()
     options = parser.instantiate(parser.parse_args(sys.argv[1:]))
     if options.epochs is not None:
         check_positive(epochs=options.epochs)
     if not start_process().is_main_process:
-        return  # a judge is one process's work
+        return  # judges are one process's work
     if options.package:
         if options.data != DataConfig(root=options.data.root):
             raise ValueError("of the set's options, --package takes data.root alone; leave the others out")
@@ -60,26 +83,20 @@ def main() -> None:
         assert train.folder is not None
         folder, flips, device = train.folder, options.flips, Accelerator(cpu=must_use_cpu()).device
 
-    check_writable(folder / WEIGHTS)
-
-    def tell(epoch: int, epochs: int, judge: Judge) -> None:
-        if epoch == epochs or epoch % max(1, epochs // LINES) == 0:
-            print(f"epoch {epoch} of {epochs}: held-out accuracy {accuracy(judge, held_out):.4f}", flush=True)
-
-    judge = train_judge(train, options.seed, options.epochs, flips, device=device, on_epoch=tell)
-    known, reached = accuracy(judge, train), accuracy(judge, held_out)
-    print(f"accuracy on the training images {known:.4f}, on the held-out images {reached:.4f}")
-    if options.package and reached < LEAST_ACCURACY:
-        raise ValueError(f"the judge's test accuracy is {reached:.4f}, below {LEAST_ACCURACY}; train for more epochs")
-    if known - reached > MOST_APART:
-        logger.warning(
-            "the classifier knows its training images by heart: its distances see copies of them as better than new "
-            "images; more images, fewer --epochs or, where they are harmless, --flips true help"
-        )
-    judge.measure("train", train)
-    judge.measure("test", held_out)
-    save_judge(judge, reached, options.seed, folder)
-    print(f"{folder / WEIGHTS}\n{folder / CARD}")
+    for kind in JUDGES:
+        check_writable(weights_file(kind, folder))
+    trained = []
+    for seed, kind in enumerate(JUDGES, options.seed):
+        judge = train_judge(kind, train, seed, options.epochs, flips, device=device, on_epoch=partial(tell, held_out))
+        reached = test_judge(judge, train, held_out)
+        if options.package and reached < LEAST_ACCURACY:
+            raise ValueError(
+                f"the test accuracy of {kind} is {reached:.4f}, below {LEAST_ACCURACY}; give more --epochs"
+            )
+        trained.append((judge, reached, seed))
+    for judge, reached, seed in trained:  # together: a folder with one of the two is refused
+        save_judge(judge, reached, seed, folder)
+        print(f"{weights_file(judge.kind, folder)}\n{card_file(judge.kind, folder)}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from pipelines.evaluation.config import (
     reasons_of_set,
 )
 from pipelines.evaluation.inception import SMALLEST, Inception, default_weights, why_not
-from pipelines.evaluation.judge import find_judge
+from pipelines.evaluation.judge import find_judges
 from pipelines.evaluation.markdown import render
 from pipelines.evaluation.report import Reporter, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
@@ -151,8 +151,8 @@ def main() -> None:
     start_process()
     accelerator = Accelerator(cpu=must_use_cpu(), mixed_precision="no")
     train, test = load_set(options.data, pipeline)
-    judge, held_out = find_judge(train), 0 if test is None else len(test)
-    of_set = reasons_of_set(len(train), held_out, judge is not None)
+    judges, held_out = find_judges(train), 0 if test is None else len(test)
+    of_set = reasons_of_set(len(train), held_out, bool(judges))
 
     started = time.perf_counter()
     subject: dict[str, Any] = {"judged": judged.name, "set": f"{options.data.source}, {len(train):,} training images"}
@@ -180,7 +180,7 @@ def main() -> None:
     seconds = {"sampling": time.perf_counter() - started}
     if accelerator.is_main_process:
         print("judging …", file=sys.stderr)
-        reporter = Reporter(samples, judge, train, test, config.seed, inception)
+        reporter = Reporter(samples, judges, train, test, config.seed, inception)
         report = {"subject": subject, **make_report(reporter, sections, notes)}
         seconds["judging"] = time.perf_counter() - started - seconds["sampling"]
         speeds = {sampler: config.sweep_images / spent for sampler, spent in samples.seconds_by_sampler.items()}

@@ -15,7 +15,7 @@ from denoiser.checks import check_seed
 from denoiser.data.pictures import as_levels
 from denoiser.files import check_writable
 from pipelines.classes import Label
-from pipelines.evaluation.judge import IMAGE_SHAPE, NUM_CLASSES
+from pipelines.evaluation.judge_networks import IMAGE_SHAPE, NUM_CLASSES
 
 PICTURES = (".png", ".jpg", ".webp")  # suffixes of a picture
 MOST_SEEDS = 1_000_000

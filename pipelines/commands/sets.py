@@ -8,7 +8,7 @@ import yaml
 
 from denoiser.data import DataConfig, ImageSet, load_sets
 from pipelines import PRETRAINED, DenoisingPipeline
-from pipelines.evaluation.judge import IMAGE_SHAPE
+from pipelines.evaluation.judge_networks import IMAGE_SHAPE
 
 RUN_CONFIG = "config.yaml"  # of a run folder, beside its pipeline
 

@@ -18,7 +18,7 @@ from pipelines.evaluation.distances import (
     frechet_distance,
     nearest,
 )
-from pipelines.evaluation.spaces import BATCH_SIZE, FeatureSpace, pixel_statistics
+from pipelines.evaluation.spaces import BATCH_SIZE, FeatureSpace, pixel_statistics, rows_like
 
 CEILING, TRAIN_SUBSET, TEST_SUBSET = 1, 2, 3  # purposes of `EVALUATION` generators
 ROUNDING = 1e-9
@@ -56,18 +56,20 @@ class Comparison:
         known = space.moments or {}
         self.moments = {split: known.get(split) or Moments.of(features) for split, features in self.features.items()}
 
-    def figures(self, features: Tensor, seed: int) -> dict[str, dict[str, Figures]]:
+    def figures(self, features: Tensor, seed: int, labels: Tensor | None = None) -> dict[str, dict[str, Figures]]:
         """Return the figures of samples, `(count, features)`, by split, beside a floor and a ceiling.
 
-        The floor has as many real images of the other split instead of the samples. The seed chooses among
-        the splits' images, and makes the ceiling's noise.
+        The floor has as many real images of the other split instead of the samples, with the class counts
+        of the samples' labels if there are any. The seed chooses among the splits' images, and makes the
+        ceiling's noise.
         """
         count, judged = len(features), Cloud(features)
         ceiling = Cloud(self.space.features(noise_images(self.sets["train"], count, seed)))
         real = {split: Cloud(self._subset(split, count, seed)) for split in self.sets}
+        floors = real if labels is None else {split: Cloud(self._like(split, labels, seed)) for split in self.sets}
         rows = {}
         for split, other in (("train", "test"), ("test", "train")):
-            columns = {"samples": judged, "floor": real[other], "ceiling": ceiling}
+            columns = {"samples": judged, "floor": floors[other], "ceiling": ceiling}
             rows[split] = {name: compare(self.moments[split], real[split], cloud) for name, cloud in columns.items()}
         return rows
 
@@ -104,10 +106,14 @@ class Comparison:
         return nearest(features, self.features["train"], 2)
 
     def _subset(self, split: str, count: int, seed: int) -> Tensor:
-        features = self.features[split]
+        return self.features[split][self._order(split, seed)[:count]]
+
+    def _like(self, split: str, labels: Tensor, seed: int) -> Tensor:
+        return self.features[split][rows_like(self.sets[split], labels, self._order(split, seed))]
+
+    def _order(self, split: str, seed: int) -> Tensor:
         which = TRAIN_SUBSET if split == "train" else TEST_SUBSET
-        order = torch.randperm(len(features), generator=seeded_generator(EVALUATION, seed, which))
-        return features[order[:count]]
+        return torch.randperm(len(self.sets[split]), generator=seeded_generator(EVALUATION, seed, which))
 
 
 def mean_and_spread(rows: Sequence[Any]) -> Any:

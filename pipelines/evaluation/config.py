@@ -7,7 +7,8 @@ from denoiser.checks import check_between, check_positive, did_you_mean
 from pipelines import SamplingConfig
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET, MIN_IMAGES
 
-SECTIONS = ("distances", "classes", "guidance", "likelihood", "memorisation", "samplers", "inception")
+SECTIONS = ("distances", "classes", "usefulness", "guidance", "likelihood", "memorisation", "samplers", "inception")
+OF_LABELLED = ("classes", "usefulness")  # need images with labels
 OF_DENOISERS = ("guidance", "likelihood", "samplers")  # need a network for every noise level
 BY_DEFAULT = SECTIONS[:-1]  # Inception takes hours on a CPU
 MOST_SWEPT = 10_000  # images of the test split, for the floor
@@ -22,9 +23,9 @@ class EvaluationConfig(SamplingConfig):
         num_images: Images for each seed: for distances 2,000 to 10,000, or fewer where fewer are held out.
         seeds: Number of sets of images, from `seed` on, for the spread.
         batch_size: Images in a batch.
-        sections: Sections of the report: distances, classes, guidance, likelihood, memorisation, samplers
-            and inception; None for all that the pipeline, the images and the set support, `inception` only if
-            `inception_weights` are given.
+        sections: Sections of the report: distances, classes, usefulness, guidance, likelihood, memorisation,
+            samplers and inception; None for all that the pipeline, the images and the set support, `inception`
+            only if `inception_weights` are given.
         sweep_images: Images for each guidance scale and each row of the sampler table.
         likelihood_timesteps: Random timesteps for each held-out image.
         inception_weights: File of Inception's weights; None for the one in PyTorch's hub cache.
@@ -67,7 +68,7 @@ class EvaluationConfig(SamplingConfig):
 
 def reasons_of_pipeline(distilled: bool, has_classes: bool, can_be_guided: bool) -> dict[str, str]:
     """Return why sections cannot be made of a pipeline's samples, by section."""
-    reasons = {} if has_classes else {"classes": "the images have no labels"}
+    reasons = {} if has_classes else dict.fromkeys(OF_LABELLED, "the images have no labels")
     if distilled:
         return reasons | dict.fromkeys(OF_DENOISERS, "the network is distilled, for a few noise levels only")
     return reasons if can_be_guided else {**reasons, "guidance": "the network has no classes, or no null label"}
@@ -76,21 +77,21 @@ def reasons_of_pipeline(distilled: bool, has_classes: bool, can_be_guided: bool)
 def reasons_of_images(has_labels: bool) -> dict[str, str]:
     """Return why sections cannot be made of given images, by section."""
     reasons = dict.fromkeys(OF_DENOISERS, "images were given, and it needs a pipeline")
-    return reasons if has_labels else {**reasons, "classes": "the images have no labels"}
+    return reasons if has_labels else reasons | dict.fromkeys(OF_LABELLED, "the images have no labels")
 
 
-def reasons_of_set(train: int, held_out: int, has_judge: bool) -> dict[str, str]:
+def reasons_of_set(train: int, held_out: int, has_judges: bool) -> dict[str, str]:
     """Return why sections cannot be made with a set of so many images, by section."""
     reasons = {}
-    if not has_judge:
-        reasons["classes"] = "the set has no classifier yet; train one with scripts/train_judge.py"
+    if not has_judges:
+        reasons["classes"] = "the set has no classifiers yet; train them with scripts/train_judge.py"
     for count, what, advice in (
         (held_out, "held out", "; a larger data.held_out gives them"),
         (train, "to train on", ""),
     ):
         if count < FEWEST_FOR_FRECHET:
             few = f"the set has {count} images {what}, and a distance needs {FEWEST_FOR_FRECHET}{advice}"
-            reasons |= dict.fromkeys(("distances", "classes", "guidance", "samplers", "inception"), few)
+            reasons |= dict.fromkeys((*OF_LABELLED, "distances", "guidance", "samplers", "inception"), few)
     if held_out < 2:
         reasons["likelihood"] = f"the set has {held_out} images held out, and the likelihood needs 2"
     if train < 2:

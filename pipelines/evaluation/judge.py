@@ -1,7 +1,7 @@
-"""The judge: a small classifier of an image set, whose features stand in for Inception's.
+"""The judges: two small classifiers of an image set, whose features stand in for Inception's.
 
-Inception is made for photographs of 299x299 and has to be downloaded. That of FashionMNIST at 16x16
-ships with the package; `scripts/train_judge.py` trains others, and keeps them in the folder of their set.
+Inception is made for photographs of 299x299 and has to be downloaded. Those of FashionMNIST at 16x16
+ship with the package; `scripts/train_judge.py` trains others, and keeps them in the folder of their set.
 """
 
 import hashlib
@@ -13,101 +13,81 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from denoiser.data import CLASS_NAMES, ImageSet
 from denoiser.files import atomic_path
 from denoiser.randomness import JUDGE, seeded_generator
 from pipelines.evaluation.distances import Moments, frechet_distance
+from pipelines.evaluation.judge_networks import IMAGE_SHAPE, JUDGES, NUM_FEATURES, ConvolutionalJudge, Judge
 
-NUM_FEATURES = 128
-NUM_CLASSES, IMAGE_SHAPE = 10, (1, 16, 16)  # of the judge that ships
-SPLITS = ("train", "test")
 BATCH_SIZE = 250
 CPU = torch.device("cpu")
 LARGEST_BATCH, LEAST_STEPS = 256, 1000  # of a training
 PACKAGE = Path(__file__).parent
-WEIGHTS, CARD = "judge.safetensors", "judge.json"
+FIRST_LAYER = "body.0.0.weight"  # of every kind
 
 
-def conv_norm_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Return a 3x3 convolution, batch norm and ReLU."""
-    convolution = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+def weights_file(kind: str, folder: Path = PACKAGE) -> Path:
+    """Return the path of a judge's weights."""
+    return folder / f"{kind}.safetensors"
 
 
-class Judge(nn.Module):
-    """Six convolutions and global average pooling: 128 features, and the logits of the classes.
+def card_file(kind: str, folder: Path = PACKAGE) -> Path:
+    """Return the path of a judge's card."""
+    return folder / f"{kind}.json"
 
-    Attributes:
-        facts: The content of its card.
+
+def find_judges(images: ImageSet) -> tuple[Judge, ...]:
+    """Return both judges of an image set: those that ship, those in the set's folder, or none.
+
+    Raises:
+        FileNotFoundError: If one of their files is missing.
+        ValueError: If the folder has one of the judges alone, a file was altered, or the classes are others.
     """
-
-    def __init__(self, channels: int = IMAGE_SHAPE[0], num_classes: int = NUM_CLASSES) -> None:
-        super().__init__()
-        self.facts: dict[str, Any] = {}
-        self.body = nn.Sequential(
-            conv_norm_relu(channels, 32),
-            conv_norm_relu(32, 32),
-            conv_norm_relu(32, 64, stride=2),
-            conv_norm_relu(64, 64),
-            conv_norm_relu(64, NUM_FEATURES, stride=2),
-            conv_norm_relu(NUM_FEATURES, NUM_FEATURES),
-        )
-        self.head = nn.Linear(NUM_FEATURES, num_classes)
-        for split in SPLITS:  # reference statistics, saved with the weights
-            self.register_buffer(f"{split}_mean", torch.zeros(NUM_FEATURES, dtype=torch.float64))
-            self.register_buffer(f"{split}_covariance", torch.zeros(NUM_FEATURES, NUM_FEATURES, dtype=torch.float64))
-
-    def moments(self, split: str) -> Moments:
-        """Return the moments of the features of the "train" or "test" split, which is the held-out images."""
-        mean, covariance = self.get_buffer(f"{split}_mean"), self.get_buffer(f"{split}_covariance")
-        return Moments(mean, covariance)
-
-    def measure(self, split: str, images: ImageSet) -> None:
-        """Set the reference statistics of a split."""
-        moments = Moments.of(judge_images(self, images.images)[0])
-        self.get_buffer(f"{split}_mean").copy_(moments.mean)
-        self.get_buffer(f"{split}_covariance").copy_(moments.covariance)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images in [-1, 1] to features `(batch, 128)` and logits `(batch, num_classes)`."""
-        features = self.body(images).mean(dim=(2, 3))
-        return features, self.head(features)
-
-
-def find_judge(images: ImageSet) -> Judge | None:
-    """Return the judge of an image set: the one that ships, the one in the set's folder, or None."""
     if images.class_names == CLASS_NAMES and tuple(images.images.shape[1:]) == IMAGE_SHAPE:
-        return load_judge()
-    if images.folder is None or not images.class_names or not (images.folder / WEIGHTS).is_file():
-        return None
-    judge = load_judge(images.folder)
-    if judge.head.out_features != len(images.class_names):
-        raise ValueError(
-            f"{images.folder / WEIGHTS} is of {judge.head.out_features} classes, and the set has "
-            f"{len(images.class_names)}; {_advice(images.folder)}"
-        )
-    return judge
+        return load_judges()
+    folder = images.folder
+    if folder is None or not images.class_names:
+        return ()
+    found = [kind for kind in JUDGES if weights_file(kind, folder).is_file()]
+    if not found:
+        return ()
+    if lacking := [weights_file(kind, folder).name for kind in JUDGES if kind not in found]:
+        there = weights_file(found[0], folder)
+        raise ValueError(f"{there} is alone, without {', '.join(lacking)}; {_advice(folder)}, which makes both")
+    judges = load_judges(folder)
+    for judge in judges:
+        if judge.head.out_features != len(images.class_names):
+            raise ValueError(
+                f"{weights_file(judge.kind, folder)} is of {judge.head.out_features} classes, and the set has "
+                f"{len(images.class_names)}; {_advice(folder)}"
+            )
+    return judges
 
 
-def load_judge(folder: Path = PACKAGE) -> Judge:
-    """Load a judge; by default, the one that ships with the package.
+def load_judges(folder: Path = PACKAGE) -> tuple[Judge, ...]:
+    """Load both judges; by default, those that ship with the package. See `load_judge`."""
+    return tuple(load_judge(kind, folder) for kind in JUDGES)
+
+
+def load_judge(kind: str = ConvolutionalJudge.kind, folder: Path = PACKAGE) -> Judge:
+    """Load a judge, "judge" or "second_judge"; by default, the first one that ships with the package.
 
     Raises:
         FileNotFoundError: If one of its two files is missing.
         ValueError: If the weights do not have the hash on the card.
     """
-    weights = folder / WEIGHTS
-    for path in (weights, folder / CARD):
+    weights = weights_file(kind, folder)
+    for path in (weights, card_file(kind, folder)):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {_advice(folder)}")
-    content, facts = weights.read_bytes(), read_card(folder)
+    content, facts = weights.read_bytes(), read_card(kind, folder)
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise ValueError(f"{weights} was altered: its SHA-256 should be {facts['sha256']}; {_advice(folder)}")
     state = load(content)
-    judge = Judge(state["body.0.0.weight"].shape[1], len(state["head.weight"]))
+    judge = JUDGES[kind](state[FIRST_LAYER].shape[1], len(state["head.weight"]))
     judge.load_state_dict(state)
     judge.facts = facts
     return judge.to(memory_format=torch.channels_last).eval()
@@ -119,9 +99,9 @@ def _advice(folder: Path) -> str:
     return "train it again with scripts/train_judge.py"
 
 
-def read_card(folder: Path = PACKAGE) -> dict[str, Any]:
+def read_card(kind: str, folder: Path = PACKAGE) -> dict[str, Any]:
     """Return the card of a judge: "sha256", "test_accuracy" (on the held-out images) and "seed"."""
-    card = folder / CARD
+    card = card_file(kind, folder)
     try:
         facts = json.loads(card.read_text(encoding="utf-8"))
         return {name: facts[name] for name in ("sha256", "test_accuracy", "seed")}
@@ -133,13 +113,14 @@ def save_judge(judge: Judge, test_accuracy: float, seed: int, folder: Path) -> N
     """Save the judge's weights, and the card with their hash."""
     content = save({name: tensor.contiguous() for name, tensor in judge.state_dict().items()})
     facts = {"sha256": hashlib.sha256(content).hexdigest(), "test_accuracy": test_accuracy, "seed": seed}
-    with atomic_path(folder / WEIGHTS) as temporary:
+    with atomic_path(weights_file(judge.kind, folder)) as temporary:
         temporary.write_bytes(content)
-    with atomic_path(folder / CARD) as temporary:
+    with atomic_path(card_file(judge.kind, folder)) as temporary:
         temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def train_judge(
+    kind: str,
     images: ImageSet,
     seed: int,
     epochs: int | None = None,
@@ -151,6 +132,7 @@ def train_judge(
     """Train a judge with AdamW, warm-up, cosine decay and label smoothing.
 
     Args:
+        kind: Which judge, "judge" or "second_judge".
         images: Training images with labels.
         seed: Seed of the initial weights and of the batches.
         epochs: Passes over the images; None for 16, or as many as make 1,000 steps.
@@ -162,7 +144,8 @@ def train_judge(
     if images.labels is None:
         raise ValueError("the images have no labels, and a classifier needs them")
     torch.manual_seed(seed)  # initial weights come from the global generator
-    judge = Judge(images.images.shape[1], len(images.class_names)).to(device).to(memory_format=torch.channels_last)
+    judge: Judge = JUDGES[kind](images.images.shape[1], len(images.class_names))
+    judge = judge.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05, fused=True)
     batch_size = max(1, min(LARGEST_BATCH, len(images) // 16))
     steps_an_epoch = len(images) // batch_size
@@ -181,12 +164,19 @@ def train_judge(
             if flips:
                 mirrored = (torch.rand(len(batch), generator=generator) < 0.5).to(batch.device)
                 batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-            _, scores = judge(batch)
-            cross_entropy(scores, labels, label_smoothing=0.1).backward()
+            _, scores = judge(judge.augment(batch, generator))
+            cross_entropy(scores, labels, label_smoothing=judge.label_smoothing).backward()
             optimizer.step()
             optimizer.zero_grad()
         on_epoch(epoch + 1, epochs, judge.eval())
     return judge.eval().cpu()
+
+
+def measure(judge: Judge, split: str, images: ImageSet) -> None:
+    """Set the reference statistics of a split, "train" or "test"."""
+    moments = Moments.of(judge_images(judge, images.images)[0])
+    judge.get_buffer(f"{split}_mean").copy_(moments.mean)
+    judge.get_buffer(f"{split}_covariance").copy_(moments.covariance)
 
 
 @torch.no_grad()

@@ -8,7 +8,9 @@ import numpy as np
 from pipelines.evaluation.comparison import mean_and_spread
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET
 from pipelines.evaluation.inception import DIGEST
+from pipelines.evaluation.judge_networks import JUDGES
 from pipelines.evaluation.report import Report
+from pipelines.evaluation.spaces import PREFIXES
 
 LABELS = {
     "frechet": "Fréchet distance",
@@ -21,10 +23,12 @@ LABELS = {
     "coverage": "coverage",
 }
 SPACES = {
-    "judge": "the judge's features",
+    "judge": "the first judge's features",
+    "second_judge": "the second judge's features",
     "convolutions": "the features of fixed convolutions",
     "pixels": "the principal components of the pixels",
 }
+TITLES = dict(zip(PREFIXES, ("", ", second judge"), strict=True))  # of columns, by prefix of their figures
 INCEPTION = {
     "torch-fidelity": "torch-fidelity and torchmetrics (`antialias=False`): TensorFlow 1's resizing",
     "clean-fid": "clean-fid: Pillow's bicubic resizing",
@@ -38,6 +42,7 @@ def render(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
     writers = {
         "distances": distances,
         "classes": _classes,
+        "usefulness": _usefulness,
         "guidance": _guidance,
         "likelihood": _likelihood,
         "memorisation": _memorisation,
@@ -65,9 +70,9 @@ def distances(report: Report) -> str:
     has_kernel = any("kernel" in columns["samples"] for columns in splits.values())
     parts.append(
         f"± is the standard deviation over the sets{'; ' + kernel if has_kernel else '. '}"
-        "Floor: the same number of real images of the other split; without ± it is of the whole test split, the "
-        "held-out images. Ceiling: Gaussian noise with the mean and the variance of each pixel, clipped to the grey "
-        "levels.\n"
+        "Floor: the same number of real images of the other split, with the class counts of samples that have labels; "
+        "without ± it is of the whole test split, the held-out images. Ceiling: Gaussian noise with the mean and the "
+        "variance of each pixel, clipped to the grey levels.\n"
     )
     return "\n".join(parts)
 
@@ -80,51 +85,69 @@ def render_validation(figures: dict[str, Any]) -> str:
         **{f"held_out_loss_quarter_{quarter}": f"quarter {quarter} of the timesteps" for quarter in range(1, 5)},
     }
     rows = [[name, number(figures[key]), ""] for key, name in losses.items() if key in figures]
-    if "frechet" in figures:
-        distance, floor = number(figures["frechet"]), number(figures["frechet_floor"])
-        space = SPACES[figures["frechet_space"]]
-        rows.insert(0, [f"Fréchet distance of {count:,} images to training images, in {space}", distance, floor])
-    return markdown_table(["at the end of training", "samples", "floor: held-out images"], rows)
+    own = [prefix for prefix in PREFIXES if f"{prefix}frechet" in figures]
+    what = f"Fréchet distance of {count:,} images to training images, in "
+    distances = [
+        [
+            what + SPACES[figures[f"{prefix}frechet_space"]],
+            *(number(figures[prefix + name]) for name in ("frechet", "frechet_floor")),
+        ]
+        for prefix in own
+    ]
+    return markdown_table(["at the end of training", "samples", "floor: held-out images"], [*distances, *rows])
 
 
 def _header(report: Report) -> str:
     facts = dict(report.get("subject", {}))
     if "images" in report:
         facts |= {"images": f"{report['images']:,}", "sets of them (seeds)": report["sets"]}
-    if "judge" in report:
-        accuracy, digest = report["judge"]["test_accuracy"], report["judge"]["sha256"][:12]
-        facts["judge, a classifier"] = f"{accuracy:.1%} of the held-out images right, {digest}"
+    for kind in (kind for kind in JUDGES if kind in report):
+        accuracy, digest = report[kind]["test_accuracy"], report[kind]["sha256"][:12]
+        name = f"{kind.replace('_', ' ')}, a classifier"
+        facts[name] = f"{accuracy:.1%} of the held-out images right, {digest}"
     table = markdown_table(["", ""], [[name, value] for name, value in facts.items()])
     return table + "".join(f"\n{note}.\n" for note in report.get("notes", ()))
 
 
 def _classes(report: Report) -> str:
     section = report["classes"]
-    rows = [
-        [
-            name,
-            *(_with_spread(row[figure]) if figure in row else "" for figure in ("frechet", "floor", "agreement")),
-            "" if section["agreement_floor"][index] is None else number(section["agreement_floor"][index]),
-        ]
-        for index, (name, row) in enumerate(section["by_class"].items())
-    ]
-    columns = ["class", "Fréchet distance", "floor", "judge agrees", "floor"]
+    prefixes = [prefix for prefix in PREFIXES if f"{prefix}by_class" in section]
+    columns, lines = ["class"], {name: [name] for name in section["by_class"]}
+    for prefix in prefixes:
+        columns += [f"Fréchet distance{TITLES[prefix]}", "floor", f"judge agrees{TITLES[prefix]}", "floor"]
+        floors = section[f"{prefix}agreement_floor"]
+        for (name, row), floor in zip(section[f"{prefix}by_class"].items(), floors, strict=True):
+            cells = (_with_spread(row[figure]) if figure in row else "" for figure in ("frechet", "floor", "agreement"))
+            lines[name] += [*cells, "" if floor is None else number(floor)]
     few = "" if all("frechet" in row for row in section["by_class"].values()) else FEW
+    agreement = " and the second with ".join(_with_spread(section[f"{prefix}agreement"]) for prefix in prefixes)
     return (
-        "## By class\n\nDistance to the class's training images in the judge's features; the floors are the class's "
-        f"held-out images.{few}\n\n{markdown_table(columns, rows)}\nOver all classes the judge agrees with "
-        f"{_with_spread(section['agreement'])} of the images.\n\n![confusion](report/confusion.png)\n"
+        "## By class\n\nDistance to the class's training images in the features of each judge; the floors are the "
+        f"class's held-out images.{few}\n\n{markdown_table(columns, lines.values())}\nOver all classes the first judge "
+        f"agrees with {agreement} of the images.\n\n![confusion](report/confusion.png)\n"
     )
+
+
+def _usefulness(report: Report) -> str:
+    section = report["usefulness"]
+    rows = [
+        [f"{section['images']:,} samples", number(section["samples"])],
+        [f"{section['images']:,} real training images", number(section["real"])],
+    ]
+    table = markdown_table(
+        ["a classifier trained only on", f"accuracy on {section['held_out']:,} held-out images"], rows
+    )
+    return f"## Usefulness\n\nThe classification accuracy score (Ravuri and Vinyals 2019).\n\n{table}"
 
 
 def _guidance(report: Report) -> str:
     figures = {"agreement": "judge agrees", "recall": "recall", "frechet": "Fréchet distance"}
-    shown = [name for name in figures if name in report["guidance"][-1]]
+    titles = _titles(figures, report["guidance"][-1])
     rows = [
-        ["real held-out images" if row.get("floor") else row["scale"], *(number(row[figure]) for figure in shown)]
+        ["real held-out images" if row.get("floor") else row["scale"], *(number(row[figure]) for figure in titles)]
         for row in report["guidance"]
     ]
-    table = markdown_table(["guidance scale", *(figures[name] for name in shown)], rows)
+    table = markdown_table(["guidance scale", *titles.values()], rows)
     count = report["guidance"][-1]["images"]
     return f"## Guidance\n\n{count:,} images a row, train split.\n\n{table}\n![guidance](report/guidance.png)\n"
 
@@ -177,17 +200,28 @@ def _inception(report: Report) -> str:
 
 def _samplers(report: Report, speeds: Mapping[tuple[str, int], float]) -> str:
     rows = []
+    titles = _titles({"frechet": "Fréchet distance", "recall": "recall"}, report["samplers"][-1])
     for row in report["samplers"]:
-        figures = [number(row["frechet"]), number(row["recall"])]
+        figures = [number(row[name]) for name in titles]
         if row.get("floor"):
             rows.append(["real held-out images", "", "", *figures, ""])
         else:
             speed = speeds[row["sampler"], row["steps"]]
             rows.append([row["sampler"], row["steps"], row["calls"], *figures, number(speed)])
-    columns = ["sampler", "steps", "network calls", "Fréchet distance", "recall", "images/s"]
+    columns = ["sampler", "steps", "network calls", *titles.values(), "images/s"]
     count = report["samplers"][-1]["images"]
     table = markdown_table(columns, rows)
     return f"## Samplers\n\n{count:,} images a row, train split.\n\n{table}\n![samplers](report/samplers.png)\n"
+
+
+def _titles(figures: Mapping[str, str], row: Mapping[str, Any]) -> dict[str, str]:
+    """Return the titles of the figures that a row has, by name, those of the second judge after the first's."""
+    return {
+        prefix + name: title + TITLES[prefix]
+        for prefix in PREFIXES
+        for name, title in figures.items()
+        if prefix + name in row
+    }
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

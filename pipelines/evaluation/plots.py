@@ -1,6 +1,6 @@
 """Plots of the report. Only this module imports matplotlib."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -11,8 +11,10 @@ from PIL import Image
 
 from denoiser.data import ImageSet
 from pipelines import image_grid
+from pipelines.evaluation.markdown import TITLES
 from pipelines.evaluation.report import Report
 from pipelines.evaluation.samples import Samples
+from pipelines.evaluation.spaces import PREFIXES
 
 PANEL_SIDE = 128  # pixels of an image in the panel of closest pairs
 
@@ -39,7 +41,7 @@ def memorisation_panel(pairs: Sequence[dict[str, Any]], samples: Samples, train:
 
 
 def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
-    """Plot the confusion matrix: the judge's class (column) of images of each class asked for (row)."""
+    """Plot the confusion matrix: the first judge's class (column) of images of each class asked for (row)."""
     shares = np.array(report["classes"]["confusion"], dtype=float)
     shares /= shares.sum(axis=1, keepdims=True).clip(min=1)
     figure, axes = new_figure()
@@ -50,21 +52,23 @@ def confusion_plot(report: Report, class_names: Sequence[str]) -> Image.Image:
             axes.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", fontsize=7, color=colour)
     axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
     axes.set_yticks(range(len(class_names)), class_names)
-    axes.set(xlabel="seen by the judge", ylabel="asked for")
+    axes.set(xlabel="seen by the first judge", ylabel="asked for")
     return picture_of(figure)
 
 
 def guidance_plot(report: Report) -> Image.Image:
-    """Plot agreement and recall against the guidance scale, with the floors of real held-out images."""
+    """Plot agreement and recall against the guidance scale, with the floors of real held-out images, by judge."""
     *rows, floor = report["guidance"]
-    figure, axes = new_figure()
-    for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
-        if name not in floor:
-            continue
-        axes.plot([row["scale"] for row in rows], [row[name] for row in rows], "o-", label=label, color=colour)
-        axes.axhline(floor[name], linestyle=":", label=f"{label}: real held-out images", color=colour)
-    axes.set(xlabel="guidance scale", ylabel="share", ylim=(0, 1.02))
-    axes.legend()
+    figure, panels = figure_by_judge(floor)
+    for prefix, axes in panels.items():
+        for name, label, colour in (("agreement", "the judge agrees", "C0"), ("recall", "recall", "C1")):
+            if prefix + name not in floor:
+                continue
+            shares = [row[prefix + name] for row in rows]
+            axes.plot([row["scale"] for row in rows], shares, "o-", label=label, color=colour)
+            axes.axhline(floor[prefix + name], linestyle=":", label=f"{label}: real held-out images", color=colour)
+        axes.set(xlabel="guidance scale", ylabel=f"share{TITLES[prefix]}", ylim=(0, 1.02))
+        axes.legend()
     return picture_of(figure)
 
 
@@ -79,17 +83,26 @@ def likelihood_plot(report: Report) -> Image.Image:
 
 
 def samplers_plot(report: Report) -> Image.Image:
-    """Plot each sampler's Fréchet distance against its network calls."""
+    """Plot each sampler's Fréchet distance against its network calls, by judge."""
     *rows, floor = report["samplers"]
-    figure, axes = new_figure()
-    for name in dict.fromkeys(row["sampler"] for row in rows):
-        own = [row for row in rows if row["sampler"] == name]
-        axes.plot([row["calls"] for row in own], [row["frechet"] for row in own], "o-", label=name)
-    axes.axhline(floor["frechet"], linestyle=":", color="black", label="real held-out images")
-    axes.set_ylim(bottom=0)
-    axes.set(xlabel="network calls", ylabel="Fréchet distance", xscale="log")
-    axes.legend()
+    figure, panels = figure_by_judge(floor)
+    for prefix, axes in panels.items():
+        distance = f"{prefix}frechet"
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            own = [row for row in rows if row["sampler"] == name]
+            axes.plot([row["calls"] for row in own], [row[distance] for row in own], "o-", label=name)
+        axes.axhline(floor[distance], linestyle=":", color="black", label="real held-out images")
+        axes.set_ylim(bottom=0)
+        axes.set(xlabel="network calls", ylabel=f"Fréchet distance{TITLES[prefix]}", xscale="log")
+        axes.legend()
     return picture_of(figure)
+
+
+def figure_by_judge(row: Mapping[str, Any]) -> tuple[Figure, dict[str, Any]]:
+    """Return an empty figure, and the axes for each judge that a row has a distance of, by its prefix."""
+    prefixes = [prefix for prefix in PREFIXES if f"{prefix}frechet" in row]
+    figure = Figure(figsize=(6 * len(prefixes), 4.5), dpi=120, layout="constrained")
+    return figure, dict(zip(prefixes, figure.subplots(1, len(prefixes), squeeze=False)[0], strict=True))
 
 
 def new_figure() -> tuple[Figure, Any]:

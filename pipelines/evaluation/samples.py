@@ -20,7 +20,7 @@ SAMPLERS = [
 ]
 SAMPLERS.append(("ddpm", 1000))
 
-OF_SETS = {"distances", "classes", "memorisation"}  # the sections on the sets of images of every seed
+OF_SETS = {"distances", "classes", "usefulness", "memorisation", "inception"}  # the sections on the sets of images
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Feature spaces: of a classifier, of a fixed network, and of the pixels."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from denoiser.data import CLASS_NAMES, ImageSet
 from denoiser.data.image_set import evenly
 from denoiser.randomness import EVALUATION, seeded_generator
 from pipelines.evaluation.distances import Moments
-from pipelines.evaluation.judge import BATCH_SIZE, SPLITS, Judge, find_judge, in_batches, judge_images
+from pipelines.evaluation.judge import BATCH_SIZE, find_judges, in_batches, judge_images
+from pipelines.evaluation.judge_networks import SPLITS, Judge
 
+PREFIXES = ("", "second_")  # of the names of figures, by space
 RANDOM_NETWORK = 6  # purpose of an `EVALUATION` generator: see `comparison` and `distances` for the others
 STAGE_CHANNELS = (16, 16, 32)
 NUM_COMPONENTS = 64
@@ -30,16 +33,26 @@ class FeatureSpace:
     moments: Mapping[str, Moments] | None = None
 
 
-def best_space(train: ImageSet) -> FeatureSpace:
-    """Return the space of the set's judge, or without one that of the fixed convolutions."""
-    judge = find_judge(train)
-    return fixed_space(train) if judge is None else judge_space(judge)
+def best_spaces(train: ImageSet) -> list[FeatureSpace]:
+    """Return the spaces of the set's judges, or without any that of the fixed convolutions."""
+    return network_spaces(find_judges(train), train)
+
+
+def network_spaces(judges: Sequence[Judge], train: ImageSet) -> list[FeatureSpace]:
+    """Return the spaces of the judges, or without any that of the fixed convolutions."""
+    return [judge_space(judge) for judge in judges] or [fixed_space(train)]
 
 
 def judge_space(judge: Judge) -> FeatureSpace:
-    """Return the feature space of the judge."""
+    """Return the feature space of a judge."""
     moments = {split: judge.moments(split) for split in SPLITS}
-    return FeatureSpace("judge", lambda images: judge_images(judge, images)[0], moments)
+    return FeatureSpace(judge.kind, lambda images: judge_images(judge, images)[0], moments)
+
+
+def beside(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the figures of one or two spaces: the names of the second's begin with "second_"."""
+    in_turn = zip(PREFIXES, figures, strict=False)
+    return {prefix + name: value for prefix, own in in_turn for name, value in own.items()}
 
 
 class RandomNetwork(nn.Module):
@@ -123,6 +136,29 @@ def some_rows(images: ImageSet, count: int) -> Tensor:
     if images.class_names == CLASS_NAMES:
         return torch.arange(min(count, len(images)))
     return evenly(len(images), count)
+
+
+def rows_like(images: ImageSet, labels: Tensor, order: Tensor | None = None) -> Tensor:
+    """Return the indices of images with the class counts of samples: the floor of class-conditional samples.
+
+    A floor of images taken at random is higher by the chance of their class counts, which samples with
+    given labels do not have. Where a class has too few images, those of other classes fill the place.
+
+    Args:
+        images: Images with labels.
+        labels: Labels of the samples, `(count,)`.
+        order: Permutation of the images, of which each class is evenly picked; None for their own order.
+    """
+    assert images.labels is not None
+    order = torch.arange(len(images)) if order is None else order
+    own = images.labels.cpu()[order]
+    picked = torch.zeros(len(images), dtype=torch.bool)
+    for label, wanted in enumerate(torch.bincount(labels.cpu()).tolist()):
+        of_class = (own == label).nonzero()[:, 0]
+        picked[of_class[evenly(len(of_class), wanted)]] = True
+    left = (~picked).nonzero()[:, 0]
+    picked[left[evenly(len(left), len(labels) - int(picked.sum()))]] = True
+    return order[picked]
 
 
 def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

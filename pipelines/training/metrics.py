@@ -17,8 +17,8 @@ from denoiser.processes import tell
 from denoiser.randomness import HELD_OUT, seeded_generator
 from pipelines import DenoisingPipeline, SamplingConfig
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET, Moments, frechet_distance
-from pipelines.evaluation.spaces import FeatureSpace, best_space, some_rows
-from pipelines.sampling import sample_shared
+from pipelines.evaluation.spaces import FeatureSpace, beside, best_spaces, rows_like, some_rows
+from pipelines.sampling import sample_shared, spread_labels
 from pipelines.training.loss import denoising_loss
 
 VALIDATION_BATCH_SIZE = 256
@@ -92,46 +92,52 @@ def _means(sums: Tensor, counts: Tensor) -> dict[str, float]:
 class Validation:
     """Evaluation during training: held-out loss, and Fréchet distance to the training images.
 
-    The distance is measured in the features of the set's judge, or without one of fixed convolutions.
-    With fewer held-out images than `count`, all are used; with fewer than a hundred, there is no distance.
-    The noise is the same each time.
+    The distance is measured in the features of each of the set's judges, or without any of fixed
+    convolutions; the figures of the second judge begin with "second_". With fewer held-out images than
+    `count`, all are used; with fewer than a hundred, there is no distance. The noise is the same each time.
 
     Args:
         held_out: Images that are never trained on.
         sampling: Settings of the samples.
         count: Number of samples, and of held-out images.
         train: Training images.
+        num_classes: Number of classes of the network, whose samples are of each class equally often, and the
+            images of the floor too; None without classes.
 
     Raises:
-        ValueError: If the count is below a hundred, or the judge's file altered.
-        FileNotFoundError: If the judge's file is missing.
+        ValueError: If the count is below a hundred, or a judge's file altered.
+        FileNotFoundError: If a judge's file is missing.
     """
 
-    def __init__(self, held_out: ImageSet, sampling: SamplingConfig, count: int, train: ImageSet) -> None:
+    def __init__(
+        self, held_out: ImageSet, sampling: SamplingConfig, count: int, train: ImageSet, num_classes: int | None = None
+    ) -> None:
         check_between(FEWEST_FOR_FRECHET, LARGEST, evaluation_images=count)
         rows = some_rows(held_out, count).to(held_out.images.device)
         labels = None if held_out.labels is None else held_out.labels[rows]
         self.held_out = replace(held_out, images=held_out.images[rows], labels=labels)
         self.sampling = replace(sampling, num_images=len(rows), batch_size=VALIDATION_BATCH_SIZE)
-        self.space: FeatureSpace | None = None
+        self.spaces: list[FeatureSpace] = []
         if few := _too_few(len(rows), len(train), count):
             tell([few])
         if min(len(rows), len(train)) >= FEWEST_FOR_FRECHET:
-            self.space = best_space(train)
-            self.floor = self._distance(self.held_out.images.cpu())
-
-    def _distance(self, images: Tensor) -> float:
-        assert self.space is not None
-        assert self.space.moments is not None
-        return frechet_distance(self.space.moments["train"], Moments.of(self.space.features(images)))
+            if num_classes is not None:
+                rows = rows_like(held_out, torch.tensor(spread_labels(len(rows), num_classes)))
+            real = held_out.images[rows.to(held_out.images.device)].cpu()
+            self.spaces = best_spaces(train)
+            self.floors = [_distance(space, real) for space in self.spaces]
 
     def frechet_distance(self, pipeline: DenoisingPipeline) -> dict[str, Any]:
-        """Return the distance of samples, its space and its floor, if there is one; all processes share the work."""
+        """Return the distances of samples with space and floor, if there are any; all processes share the work."""
         figures: dict[str, Any] = {"evaluation_images": len(self.held_out)}
-        if self.space is not None:
+        if self.spaces:
             images = sample_shared(pipeline, self.sampling)
-            distances = {"frechet": self._distance(images), "frechet_floor": self.floor}
-            figures |= {**distances, "frechet_space": self.space.name}
+            figures |= beside(
+                [
+                    {"frechet": _distance(space, images), "frechet_floor": floor, "frechet_space": space.name}
+                    for space, floor in zip(self.spaces, self.floors, strict=True)
+                ]
+            )
         return figures
 
     @torch.no_grad()
@@ -150,6 +156,11 @@ class Validation:
             losses.append(denoising_loss(pipeline.unet, noise_schedule, images, noise, part, classes))
         by_quarter = _means(*_sums_by_quarter(torch.cat(losses), timesteps, num_timesteps))
         return {f"held_out_{name}": value for name, value in by_quarter.items()}
+
+
+def _distance(space: FeatureSpace, images: Tensor) -> float:
+    assert space.moments is not None
+    return frechet_distance(space.moments["train"], Moments.of(space.features(images)))
 
 
 def _too_few(held_out: int, train: int, wanted: int) -> str | None:

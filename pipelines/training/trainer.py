@@ -35,6 +35,8 @@ from pipelines.training.tracking import Tracker, settle_tracking
 
 logger = logging.getLogger(__name__)
 
+SHOWN = ("frechet", "second_frechet")  # in the progress bar
+
 
 def start_accelerator(config: RunConfig) -> Accelerator:
     """Set up device, precision and processes of a run; `ValueError` for what they do not support."""
@@ -97,7 +99,7 @@ class Trainer:
         if held_out is not None:
             learner.check_images(held_out)
             count = training.evaluation_images
-            self.validation = Validation(held_out, config.sampling, count, learner.images)
+            self.validation = Validation(held_out, config.sampling, count, learner.images, learner.num_classes)
         self.evaluation: dict[str, Any] = {}  # the latest
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, self._identity(), accelerator.is_main_process)
@@ -205,7 +207,8 @@ class Trainer:
                 f"{error}; last good checkpoint: {good or 'none yet'}; {advice} with a lower training.learning_rate "
                 "or in another precision"
             ) from error
-        judged = f", Fréchet {self.evaluation['frechet']:.2f}" if "frechet" in self.evaluation else ""
+        distances = [f"{self.evaluation[name]:.2f}" for name in SHOWN if name in self.evaluation]
+        judged = f", Fréchet {' and '.join(distances)}" if distances else ""
         speed = self.learner.window.images_per_second
         bar.set_postfix_str(f"step {self.step}, loss {loss:.4f}, {speed:.0f} images/s{judged}", refresh=False)
         done = self.step if self.budget.max_seconds is None else min(self.budget.seconds, self.budget.max_seconds)

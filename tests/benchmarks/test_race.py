@@ -30,6 +30,7 @@ def test_a_race_trains_judges_and_keeps_every_entry_and_pays_for_none_twice(fiel
         assert training.result["images"] == 32 * row["steps"]
         assert 0 < row["share_of_peak"] < 1
         assert row["frechet"] > row["frechet_floor"]
+        assert row["second_frechet"] > row["second_frechet_floor"]
         assert load_pipeline(training.folder / PIPELINE).unet.num_parameters() == row["parameters"]
     page = train_table(rows, field.baseline)
     assert "| wide |" in page
@@ -61,5 +62,5 @@ def test_a_network_that_takes_labels_can_be_described():
 def test_images_that_the_judge_cannot_see_are_refused(field, tmp_path):
     narrow = field.entries["narrow"]
     larger = Entry("larger", (*narrow.arguments, "--data.size", "null", "--model.sample_size", "32"), (1.0,))
-    with pytest.raises(ValueError, match=r"images of \(1, 32, 32\).*the judge sees \(1, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"images of \(1, 32, 32\).*the judges see \(1, 16, 16\)"):
         Training.of(larger, 1, 0, tmp_path)

@@ -20,7 +20,8 @@ from pipelines import (
     sample_images,
 )
 from pipelines.commands import sample
-from pipelines.evaluation.judge import PACKAGE, WEIGHTS, judge_images, load_judge
+from pipelines.evaluation.judge import judge_images, load_judge, weights_file
+from pipelines.evaluation.judge_networks import JUDGES
 from pipelines.sampling import SamplingConfig, default_sampler
 
 
@@ -52,7 +53,7 @@ def test_from_python_it_draws_what_the_command_draws(name, scheduler, tmp_path, 
 def test_all_weights_that_ship_are_small_and_safe():
     weights = [path for path in pretrained.FOLDER.rglob("*") if path.suffix in {".safetensors", ".bin", ".pt", ".pth"}]
     assert {path.suffix for path in weights} == {".safetensors"}
-    assert sum(path.stat().st_size for path in [*weights, PACKAGE / WEIGHTS]) < 10_000_000
+    assert sum(path.stat().st_size for path in [*weights, *map(weights_file, JUDGES)]) < 20_000_000
 
 
 @pytest.mark.parametrize("name", PRETRAINED)

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from pipelines import DenoisingPipeline, make_scheduler, save_images
 from pipelines.commands import distill, evaluate, parser, restore, sample, train
 from pipelines.commands.parsed_run import ParsedRun
 from pipelines.evaluation import judge
-from pipelines.evaluation.judge import CARD, PACKAGE, WEIGHTS
+from pipelines.evaluation.judge import card_file, weights_file
+from pipelines.evaluation.judge_networks import JUDGES
 from scripts import train_judge
 from tests.conftest import DATA_ROOT, ROOT, tiny_basic_unet, tiny_unet
 
@@ -473,16 +473,20 @@ def test_training_a_judge(error_of, held_out, tmp_path, arguments, message):
     np.save(tmp_path / "plain.npy", images)
     np.savez(tmp_path / "labelled.npz", images=images, labels=np.arange(20) % 2)
     assert message in error_of(train_judge, "--data.root", "data", *arguments.split())
-    assert list(tmp_path.rglob("judge.*")) == []
+    assert list(tmp_path.rglob("*judge.*")) == []
 
 
-def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch):
-    weights = tmp_path / WEIGHTS
-    shutil.copy(PACKAGE / CARD, tmp_path)
+@pytest.mark.parametrize("kind", JUDGES)
+def test_evaluating_with_a_judge_that_was_altered_or_lost(error_of, pipelines, tmp_path, monkeypatch, kind):
+    for path in (place(each) for each in JUDGES for place in (weights_file, card_file)):
+        shutil.copy(path, tmp_path)
     monkeypatch.setattr(judge, "PACKAGE", tmp_path)
-    monkeypatch.setattr(judge, "load_judge", functools.partial(judge.load_judge, tmp_path))
+    monkeypatch.setattr(judge, "load_judges", functools.partial(judge.load_judges, tmp_path))
     given = ["--pipeline", pipelines / "classes", "--data.root", DATA_ROOT]
-    assert "judge.safetensors is missing: install the package again" in error_of(evaluate, *given)
-    weights.write_bytes((Path(judge.__file__).parent / WEIGHTS).read_bytes()[:-1] + b"?")
-    assert "judge.safetensors was altered: its SHA-256 should be" in error_of(evaluate, *given)
+    weights = weights_file(kind, tmp_path)
+    content = weights.read_bytes()
+    weights.unlink()
+    assert f"{kind}.safetensors is missing: install the package again" in error_of(evaluate, *given)
+    weights.write_bytes(content[:-1] + b"?")
+    assert f"{kind}.safetensors was altered: its SHA-256 should be" in error_of(evaluate, *given)
     assert not (pipelines / "report.json").exists()

@@ -21,7 +21,7 @@ EVALUATE = ["scripts/evaluate.py", "--data.root", str(DATA_ROOT)]
 SMALL = ["--num_images", "2000", "--seeds", "2", "--steps", "2", "--sweep_images", "100", "--likelihood_timesteps", "2"]
 PICTURES = [
     *("confusion.png", "guidance.png", "likelihood.png", "memorisation_judge.png", "memorisation_pixels.png"),
-    "samplers.png",
+    *("memorisation_second_judge.png", "samplers.png"),
 ]
 
 
@@ -49,15 +49,15 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
         json.loads((run_dir / "report.json").read_text(encoding="utf-8")),
         (run_dir / "report.md").read_text(encoding="utf-8"),
     )
-    assert {*BY_DEFAULT, "subject", "judge"} <= report.keys()
+    assert {*BY_DEFAULT, "subject", "judge", "second_judge"} <= report.keys()
     assert "".join(line for line in page.splitlines(keepends=True) if not line.startswith("![")) in printed
-    for title in ("Distances", "By class", "Guidance", "Likelihood", "Memorisation", "Samplers"):
+    for title in ("Distances", "By class", "Usefulness", "Guidance", "Likelihood", "Memorisation", "Samplers"):
         assert f"\n## {title}\n" in page
     assert sorted(path.name for path in (run_dir / "report").iterdir()) == PICTURES
     for name in PICTURES:
         with Image.open(run_dir / "report" / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 10  # something is drawn on it
-    for space in ("judge", "pixels"):
+    for space in ("judge", "second_judge", "pixels"):
         for split in ("train", "test"):
             columns = report["distances"][space][split]
             for name in ("frechet", "kernel", "sliced_wasserstein"):
@@ -69,6 +69,8 @@ def test_the_report_has_every_section_and_stands_in_the_run_folder(whole):
     few = {(name, steps) for name in ("ddpm", "ddim", "dpmsolver++", "unipc") for steps in (5, 10, 20, 50)}
     assert rows >= few | {("ddpm", 1000)}
     assert sum(map(sum, report["classes"]["confusion"])) == 4000
+    assert all(row["second_frechet"] > 0 for row in [*report["samplers"], *report["guidance"]])
+    assert report["usefulness"]["samples"] < 0.6 < report["usefulness"]["real"]
 
 
 @pytest.mark.slow
@@ -92,13 +94,10 @@ def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp
     launch.append(str(ROOT / "configs" / "accelerate" / "two_cpu_processes.yaml"))
     report_of(run_dir / "pipeline", tmp_path / "two", "--sections", "[distances,likelihood]", launch=launch)
     two = json.loads((tmp_path / "two" / "report.json").read_text(encoding="utf-8"))
-    for ours, theirs in (
-        (two["likelihood"]["bits_per_dimension"], expected["likelihood"]["bits_per_dimension"]),
-        (
-            two["distances"]["judge"]["test"]["samples"]["frechet"]["mean"],
-            expected["distances"]["judge"]["test"]["samples"]["frechet"]["mean"],
-        ),
-    ):
+    pairs = [(two["likelihood"]["bits_per_dimension"], expected["likelihood"]["bits_per_dimension"])]
+    for space in ("judge", "second_judge"):
+        pairs.append(tuple(each["distances"][space]["test"]["samples"]["frechet"]["mean"] for each in (two, expected)))
+    for ours, theirs in pairs:
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
@@ -108,8 +107,11 @@ def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_pat
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
     call(evaluate, "--data.root", DATA_ROOT, "--images", tmp_path / "images.npz")
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report.keys() - {"subject", "judge", "images", "sets"} == {"distances", "classes", "memorisation"}
+    made = report.keys() - {"subject", "judge", "second_judge", "images", "sets"}
+    assert made == {"distances", "classes", "usefulness", "memorisation"}
     assert report["classes"]["agreement"]["mean"] > 0.9
+    assert report["classes"]["second_agreement"]["mean"] > 0.9
+    assert report["usefulness"]["samples"] == pytest.approx(report["usefulness"]["real"], abs=0.05)  # both are real
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_a_small_set_without_classes_is_that_of_the_run_and_has_what_it_can(smal
         "Left out: the kernel distance, which needs 2,000 images",
     ]
     assert all(f"{note}." in printed and f"{note}." in caplog.messages for note in report["notes"])
-    assert "judge" not in report
+    assert not {"judge", "second_judge", "usefulness"} & report.keys()
     assert report["distances"].keys() == report["memorisation"].keys() == {"convolutions", "pixels"}
     for splits in report["distances"].values():
         for columns in splits.values():
@@ -172,15 +174,20 @@ def test_a_small_labelled_set_is_evaluated_with_the_classifier_trained_on_it(hel
     np.savez(tmp_path / "cut.npz", **arrays)
     data = ["--data.source", tmp_path / "cut.npz", "--data.root", tmp_path, "--data.held_out", "0.3"]
     printed = call(train_judge, *data, "--epochs", "8")
-    assert "accuracy on the training images 0." in printed
+    for kind in ("judge", "second_judge"):
+        assert f"{kind}: accuracy on the training images 0." in printed
+        assert f"{kind}.safetensors" in printed
     pipeline = DenoisingPipeline(tiny_unet(sample_size=12), DDPMScheduler(), tuple("0123456789"))
     pipeline.save_pretrained(tmp_path / "pipeline")
     sections = ["--sections", "[distances,classes,guidance,memorisation]"]
     call(evaluate, "--pipeline", tmp_path / "pipeline", *FEW, *data, *sections)
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert report["judge"]["test_accuracy"] > 0.6
-    assert report["distances"].keys() == {"judge", "pixels"}
-    assert report["guidance"][-1]["agreement"] > 0.6  # of real held-out images
+    for kind, seed in (("judge", 0), ("second_judge", 1)):
+        assert report[kind]["test_accuracy"] > 0.6
+        assert report[kind]["seed"] == seed
+    assert report["distances"].keys() == report["memorisation"].keys() == {"judge", "second_judge", "pixels"}
+    for name in ("agreement", "second_agreement"):
+        assert report["guidance"][-1][name] > 0.6  # of real held-out images
     assert all("frechet" not in row for row in report["classes"]["by_class"].values())  # 60 held-out images each
 
 

@@ -2,13 +2,23 @@ import pytest
 import torch
 
 from pipelines.evaluation.comparison import Comparison
-from pipelines.evaluation.judge import load_judge
+from pipelines.evaluation.judge import load_judge, load_judges
 from pipelines.evaluation.spaces import judge_space, pixel_space
 
 
 @pytest.fixture(scope="session")
 def judge():
     return load_judge()
+
+
+@pytest.fixture(scope="session")
+def judges():
+    return load_judges()
+
+
+@pytest.fixture(scope="session")
+def in_second_judge(judges, train_images, held_out):
+    return Comparison(judge_space(judges[1]), train_images, held_out)
 
 
 @pytest.fixture(scope="session")

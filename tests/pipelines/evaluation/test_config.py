@@ -20,6 +20,7 @@ def test_by_default_all_sections_are_made_that_can_be():
     plain = reasons_of_pipeline(False, False, False)
     assert sections(plain) == ["distances", "likelihood", "memorisation", "samplers"]
     assert sections(reasons_of_images(False)) == ["distances", "memorisation"]
+    assert sections(reasons_of_images(True)) == ["distances", "classes", "usefulness", "memorisation"]
     assert sections({}, sections=["likelihood", "distances"]) == ["distances", "likelihood"]
 
 
@@ -34,7 +35,8 @@ def test_inception_is_only_looked_through_when_it_is_asked_for():
         ("classes", reasons_of_pipeline(False, False, False), "'classes' cannot be made: the images have no labels"),
         ("guidance", reasons_of_pipeline(False, True, False), "the network has no classes, or no null label"),
         ("likelihood", reasons_of_pipeline(True, True, True), "'likelihood' cannot be made: the network is distilled"),
-        ("classes", reasons_of_set(900, 100, False), "no classifier yet; train one with scripts/train_judge.py"),
+        ("usefulness", reasons_of_images(False), "'usefulness' cannot be made: the images have no labels"),
+        ("classes", reasons_of_set(900, 100, False), "no classifiers yet; train them with scripts/train_judge.py"),
         ("distances", reasons_of_set(900, 99, True), "the set has 99 images held out, and a distance needs 100"),
         ("distances", reasons_of_set(50, 100, True), "the set has 50 images to train on"),
         ("likelihood", reasons_of_set(50, 0, True), "the set has 0 images held out, and the likelihood needs 2"),
@@ -75,7 +77,7 @@ def test_notes_say_what_a_small_set_cannot_have():
     assert notes_on(["distances", "memorisation"], left_out, 1000, 140) == [
         "The distances are of 140 images a set, as many as are held out",
         "Left out: the kernel distance, which needs 2,000 images",
-        "Left out: classes; the set has no classifier yet; train one with scripts/train_judge.py",
+        "Left out: classes; the set has no classifiers yet; train them with scripts/train_judge.py",
     ]
 
 

@@ -6,19 +6,21 @@ import torch
 
 from denoiser.data import load_fashion_mnist
 from pipelines.evaluation.judge import (
-    CARD,
-    NUM_FEATURES,
-    PACKAGE,
-    WEIGHTS,
     accuracy,
+    card_file,
     frechet_to_train,
     judge_images,
     load_judge,
+    load_judges,
+    measure,
     save_judge,
     train_judge,
+    weights_file,
 )
+from pipelines.evaluation.judge_networks import JUDGES, NUM_FEATURES
 from pipelines.evaluation.spaces import NUM_COMPONENTS, judge_space, pixel_space
 from tests.conftest import DATA_ROOT
+from tests.pipelines.evaluation.conftest import noisy
 
 
 @pytest.fixture(scope="module")
@@ -26,61 +28,76 @@ def test_images():
     return load_fashion_mnist(DATA_ROOT, "test")
 
 
-def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test_images):
-    assert frechet_to_train(load_judge(), test_images.images) == pytest.approx(0.00993, rel=0.01)
+@pytest.mark.parametrize(("kind", "floor"), [("judge", 0.00993), ("second_judge", 0.1164)])
+def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test_images, kind, floor):
+    assert frechet_to_train(load_judge(kind), test_images.images) == pytest.approx(floor, rel=0.01)
 
 
-def test_the_judge_that_ships_is_as_good_as_its_card_says(test_images):
-    measured = accuracy(load_judge(), test_images)
+@pytest.mark.parametrize("kind", JUDGES)
+def test_the_judges_that_ship_are_as_good_as_their_cards_say(test_images, kind):
+    measured = accuracy(load_judge(kind), test_images)
     assert measured == pytest.approx(
-        json.loads((PACKAGE / CARD).read_text(encoding="utf-8"))["test_accuracy"], abs=2e-4
+        json.loads(card_file(kind).read_text(encoding="utf-8"))["test_accuracy"], abs=2e-4
     )  # rounding, elsewhere
     assert measured >= 0.92
-    assert (PACKAGE / WEIGHTS).stat().st_size < 2_000_000
+    assert weights_file(kind).stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_the_reference_statistics_that_ship_are_those_of_the_split(in_judge, judge, split):
-    features, reference = in_judge.features[split].double(), judge.moments(split)
-    torch.testing.assert_close(reference.mean, features.mean(dim=0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(reference.covariance, features.T.cov(), atol=1e-5, rtol=1e-4)
+def test_the_reference_statistics_that_ship_are_those_of_the_split(in_judge, in_second_judge, judges, split):
+    for comparison, judge in zip((in_judge, in_second_judge), judges, strict=True):
+        features, reference = comparison.features[split].double(), judge.moments(split)
+        torch.testing.assert_close(reference.mean, features.mean(dim=0), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(reference.covariance, features.T.cov(), atol=1e-5, rtol=1e-4)
 
 
-def test_an_altered_or_missing_file_is_refused(tmp_path):
-    weights, card = tmp_path / WEIGHTS, tmp_path / CARD
-    shutil.copy(PACKAGE / WEIGHTS, weights)
+def test_the_second_judge_sees_speckle_that_the_first_hardly_does(test_images):
+    speckled = noisy(test_images.images[:1000], 3)
+    ratios = [
+        frechet_to_train(judge, speckled) / frechet_to_train(judge, test_images.images[:1000])
+        for judge in load_judges()
+    ]
+    assert ratios == 0
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+def test_an_altered_or_missing_file_is_refused(tmp_path, kind):
+    weights, card = weights_file(kind, tmp_path), card_file(kind, tmp_path)
+    shutil.copy(weights_file(kind), weights)
     with pytest.raises(FileNotFoundError, match="judge.json is missing: train it again"):
-        load_judge(tmp_path)
-    shutil.copy(PACKAGE / CARD, card)
-    load_judge(tmp_path)
+        load_judge(kind, tmp_path)
+    shutil.copy(card_file(kind), card)
+    load_judge(kind, tmp_path)
     facts = card.read_text(encoding="utf-8")
     for altered in ("{}", "[]", "cut"):
         card.write_text(altered, encoding="utf-8")
         with pytest.raises(ValueError, match="judge.json was altered"):
-            load_judge(tmp_path)
+            load_judge(kind, tmp_path)
     card.write_text(facts, encoding="utf-8")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ValueError, match="was altered: its SHA-256 should be"):
-        load_judge(tmp_path)
+        load_judge(kind, tmp_path)
 
 
-def test_training_is_a_function_of_the_seed_and_learns(some_images, test_images, tmp_path):
-    one, again, other = (train_judge(some_images, seed, epochs=6, flips=True) for seed in (1, 1, 2))
+@pytest.mark.parametrize("kind", JUDGES)
+def test_training_is_a_function_of_the_seed_and_learns(some_images, test_images, tmp_path, kind):
+    one, again, other = (train_judge(kind, some_images, seed, epochs=6, flips=True) for seed in (1, 1, 2))
     for ours, theirs in zip(one.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(one.head.weight, other.head.weight)
     assert accuracy(one, test_images) > 0.4
-    one.measure("train", some_images)
+    measure(one, "train", some_images)
     save_judge(one, 0.5, 1, tmp_path)
-    reloaded = load_judge(tmp_path)
+    reloaded = load_judge(kind, tmp_path)
     assert torch.equal(reloaded.head.weight, one.head.weight)
     assert torch.equal(reloaded.moments("train").covariance, judge_images(one, some_images.images)[0].double().T.cov())
 
 
-def test_features_and_classes_do_not_depend_on_the_batch(test_images):
-    judge, images = load_judge(), test_images.images[:700]
+@pytest.mark.parametrize("kind", JUDGES)
+def test_features_and_classes_do_not_depend_on_the_batch(test_images, kind):
+    judge, images = load_judge(kind), test_images.images[:700]
     features, classes = judge_images(judge, images)
     assert features.shape == (700, NUM_FEATURES)
     some, some_classes = judge_images(judge, images[600:])
@@ -99,15 +116,16 @@ def test_pixel_components_keep_the_distances_between_images_up_to_scale(train_im
     assert ratio.std() < 0.1 * ratio.mean()
 
 
-def test_both_spaces_tell_a_shifted_set_from_the_real_one(train_images, test_images):
+def test_all_spaces_tell_a_shifted_set_from_the_real_one(train_images, test_images):
     shifted = test_images.images.roll(1, dims=3)
-    for space in (judge_space(load_judge()), pixel_space(train_images)):
+    for space in (*map(judge_space, load_judges()), pixel_space(train_images)):
         moved = space.features(shifted).mean(dim=0) - space.features(test_images.images).mean(dim=0)
         assert moved.norm() > 0.1
 
 
-def test_the_judge_sees_the_same_in_mixed_precision(held_out):
-    judge, images = load_judge(), held_out.images[:20]
+@pytest.mark.parametrize("kind", JUDGES)
+def test_a_judge_sees_the_same_in_mixed_precision(held_out, kind):
+    judge, images = load_judge(kind), held_out.images[:20]
     features, _ = judge_images(judge, images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(judge_images(judge, images)[0], features)

@@ -9,14 +9,26 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from denoiser.data import DataConfig, ImageSet, load_sets
 from pipelines.evaluation.distances import Moments, frechet_distance
-from pipelines.evaluation.judge import accuracy, find_judge, judge_images, load_judge, save_judge, train_judge
+from pipelines.evaluation.judge import (
+    accuracy,
+    find_judges,
+    judge_images,
+    load_judges,
+    measure,
+    save_judge,
+    train_judge,
+    weights_file,
+)
+from pipelines.evaluation.judge_networks import JUDGES
 from pipelines.evaluation.spaces import (
     BATCH_SIZE,
     NUM_COMPONENTS,
     RandomNetwork,
-    best_space,
+    beside,
+    best_spaces,
     fixed_space,
     pixel_space,
+    rows_like,
     some_batches,
     some_rows,
 )
@@ -76,7 +88,7 @@ def test_no_space_makes_a_float_copy_of_a_whole_set(train_images, monkeypatch):
     for name in ("float", "double"):
         monkeypatch.setattr(torch.Tensor, name, recorded(getattr(torch.Tensor, name)))
     images = train_images.first(3 * BATCH_SIZE)
-    for space in (best_space(images), fixed_space(images), pixel_space(images)):
+    for space in (*best_spaces(images), fixed_space(images), pixel_space(images)):
         space.features(images.images)
     assert max(lengths) == BATCH_SIZE
 
@@ -89,6 +101,27 @@ def test_images_are_picked_evenly_from_a_sorted_set_and_are_the_first_of_fashion
     assert torch.cat([*some_batches(images.images, 4)]).flatten().tolist() == [0, 25, 50, 75]
 
 
+def test_images_like_samples_have_their_class_counts(held_out):
+    labels = torch.tensor([3] * 70 + [8] * 30)
+    for order in (None, torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))):
+        rows = rows_like(held_out, labels, order)
+        assert torch.bincount(held_out.labels[rows]).tolist() == [0, 0, 0, 70, 0, 0, 0, 0, 30]
+        assert len(rows.unique()) == 100
+    assert not torch.equal(rows_like(held_out, labels), rows.sort().values)  # the order chooses
+
+
+def test_other_classes_fill_the_place_of_a_class_with_too_few_images():
+    images = ImageSet(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10) // 8, ("many", "few"))
+    rows = rows_like(images, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert torch.bincount(images.labels[rows]).tolist() == [4, 2]
+    assert rows_like(images, torch.tensor([1] * 20)).tolist() == [*range(10)]
+
+
+def test_figures_of_the_second_space_have_names_of_their_own():
+    assert beside([{"a": 1, "b": 2}, {"a": 3}]) == {"a": 1, "b": 2, "second_a": 3}
+    assert beside([{"a": 1}]) == {"a": 1}
+
+
 @pytest.fixture(scope="module")
 def prepared(train_images, tmp_path_factory):
     """Coloured FashionMNIST, 600 training images and 150 held out, prepared with classes."""
@@ -98,28 +131,33 @@ def prepared(train_images, tmp_path_factory):
     return load_sets(DataConfig(source=str(folder / "coloured.npz"), root=str(folder), held_out=0.2))
 
 
-def test_a_judge_of_a_set_in_colours_is_trained_kept_and_found(prepared):
+def test_both_judges_of_a_set_in_colours_are_trained_kept_and_found(prepared):
     train, held_out = prepared
-    assert find_judge(train) is None
-    assert best_space(train).name == "convolutions"
-    judge = train_judge(train, seed=0, epochs=6)
-    assert accuracy(judge, held_out) > 0.5
-    judge.measure("train", train)
-    judge.measure("test", held_out)
-    save_judge(judge, 0.5, 0, train.folder)
-    found, space = find_judge(train), best_space(train)
-    assert found.facts["test_accuracy"] == 0.5
-    assert space.name == "judge"
-    assert torch.equal(space.features(held_out.images), judge_images(judge, held_out.images)[0])
-    torch.testing.assert_close(space.moments["test"].mean, space.features(held_out.images).double().mean(dim=0))
+    assert find_judges(train) == ()
+    assert [space.name for space in best_spaces(train)] == ["convolutions"]
+    judges = [train_judge(kind, train, seed=0, epochs=6) for kind in JUDGES]
+    for judge in judges:
+        assert accuracy(judge, held_out) > 0.5
+        measure(judge, "train", train)
+        measure(judge, "test", held_out)
+        save_judge(judge, 0.5, 0, train.folder)
+    for judge, found, space in zip(judges, find_judges(train), best_spaces(train), strict=True):
+        assert found.facts["test_accuracy"] == 0.5
+        assert space.name == found.kind == judge.kind
+        assert torch.equal(space.features(held_out.images), judge_images(judge, held_out.images)[0])
+        torch.testing.assert_close(space.moments["test"].mean, space.features(held_out.images).double().mean(dim=0))
     unlabelled = ImageSet(train.images, folder=train.folder)
-    assert find_judge(unlabelled) is None
+    assert find_judges(unlabelled) == ()
     other = ImageSet(train.images, train.labels % 7, train.class_names[:7], train.folder)
     with pytest.raises(ValueError, match=r"judge.safetensors is of 10 classes, and the set has 7; train it again"):
-        find_judge(other)
+        find_judges(other)
+    weights_file("second_judge", train.folder).unlink()
+    with pytest.raises(ValueError, match=r"judge.safetensors is alone, without second_judge.safetensors; train it"):
+        find_judges(train)
 
 
-def test_the_judge_of_fashion_mnist_at_its_size_is_the_one_that_ships(train_images):
-    assert find_judge(train_images).facts == load_judge().facts
+def test_the_judges_of_fashion_mnist_at_its_size_are_those_that_ship(train_images):
+    found, shipped = find_judges(train_images), load_judges()
+    assert [judge.facts for judge in found] == [judge.facts for judge in shipped]
     larger = ImageSet(train_images.images.repeat(1, 1, 2, 2), train_images.labels, train_images.class_names)
-    assert find_judge(larger) is None
+    assert find_judges(larger) == ()

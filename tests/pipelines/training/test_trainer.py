@@ -800,9 +800,12 @@ def test_evaluations_are_logged_at_their_interval_and_at_the_end(make_trainer, h
     assert last["frechet"] > 5 * last["frechet_floor"]  # after ten steps
     assert last["evaluation_images"] == 100
     assert last["frechet_space"] == "judge"
+    assert last["second_frechet"] > 5 * last["second_frechet_floor"]
+    assert last["second_frechet_space"] == "second_judge"
     card = (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
     assert "| held-out loss |" in card
-    assert "| Fréchet distance of 100 images to training images, in the judge's features |" in card
+    for which in ("first", "second"):
+        assert f"| Fréchet distance of 100 images to training images, in the {which} judge's features |" in card
 
 
 def test_evaluations_change_nothing_in_the_training(make_trainer, held_out):

@@ -7,9 +7,9 @@ from diffusers import DDPMScheduler
 from denoiser.data import ImageSet
 from pipelines import DenoisingPipeline, SamplingConfig
 from pipelines.evaluation.distances import FEWEST_FOR_FRECHET, Moments, frechet_distance
-from pipelines.evaluation.judge import frechet_to_train, load_judge
+from pipelines.evaluation.judge import frechet_to_train, load_judges
 from pipelines.evaluation.markdown import render_validation
-from pipelines.evaluation.spaces import fixed_space
+from pipelines.evaluation.spaces import fixed_space, rows_like
 from pipelines.training.metrics import Validation
 from tests.conftest import tiny_unet
 from tests.pipelines.evaluation.conftest import in_colours
@@ -30,10 +30,32 @@ def coloured(train_images):
     return ImageSet(in_colours(train_images.images[:400])), ImageSet(in_colours(train_images.images[400:550]))
 
 
-def test_the_floor_of_fashion_mnist_is_that_of_the_first_test_images(train_images, held_out):
+def test_the_floors_of_fashion_mnist_are_those_of_the_first_test_images(train_images, held_out):
     validation = Validation(held_out, SAMPLING, 200, train_images)
-    assert validation.space.name == "judge"
-    assert validation.floor == pytest.approx(frechet_to_train(load_judge(), held_out.images[:200]), rel=1e-9)
+    assert [space.name for space in validation.spaces] == ["judge", "second_judge"]
+    expected = [frechet_to_train(judge, held_out.images[:200]) for judge in load_judges()]
+    assert validation.floors == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_floors_of_a_network_with_classes_have_the_class_counts_of_its_samples(train_images, held_out):
+    validation = Validation(held_out, SAMPLING, 200, train_images, num_classes=10)
+    images = held_out.images[rows_like(held_out, torch.arange(200) // 20)]
+    expected = [frechet_to_train(judge, images) for judge in load_judges()]
+    assert validation.floors == pytest.approx(expected, rel=1e-9)
+    assert torch.equal(validation.held_out.images, held_out.images[:200])  # of the loss
+
+
+def test_figures_and_card_have_both_judges(train_images, held_out):
+    pipeline = DenoisingPipeline(tiny_unet(sample_size=16, num_class_embeds=None), DDPMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    figures = Validation(held_out, SAMPLING, 100, train_images).frechet_distance(pipeline)
+    assert (figures["frechet_space"], figures["second_frechet_space"]) == ("judge", "second_judge")
+    for prefix in ("", "second_"):
+        assert figures[f"{prefix}frechet"] > 5 * figures[f"{prefix}frechet_floor"]
+    assert figures["frechet"] != figures["second_frechet"]
+    first, second = render_validation(figures).splitlines()[2:]
+    assert "Fréchet distance of 100 images to training images, in the first judge's features" in first
+    assert "Fréchet distance of 100 images to training images, in the second judge's features" in second
 
 
 def test_a_set_without_a_classifier_is_measured_in_fixed_convolutions(coloured, pipeline, caplog):
@@ -42,10 +64,12 @@ def test_a_set_without_a_classifier_is_measured_in_fixed_convolutions(coloured, 
     assert caplog.messages == []
     figures = validation.frechet_distance(pipeline)
     assert figures["frechet_space"] == "convolutions"
-    assert figures["frechet"] > figures["frechet_floor"] == validation.floor
+    (floor,) = validation.floors
+    assert figures["frechet"] > figures["frechet_floor"] == floor
+    assert "second_frechet" not in figures
     space = fixed_space(train)
     expected = frechet_distance(Moments.of(space.features(train.images)), Moments.of(space.features(held_out.images)))
-    assert validation.floor == pytest.approx(expected, rel=1e-4)
+    assert floor == pytest.approx(expected, rel=1e-4)
     page = render_validation(figures)
     assert "Fréchet distance of 150 images to training images, in the features of fixed convolutions" in page
 
