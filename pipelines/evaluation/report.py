@@ -158,7 +158,7 @@ class Reporter:
         """Return the distance of each sampler and number of steps, then of real held-out images."""
         rows: list[Report] = []
         for (name, steps), images in self.samples.by_sampler.items():
-            network_calls = calls(SamplingConfig(scheduler=name, steps=steps))
+            network_calls = calls(SamplingConfig(scheduler=name, steps=steps), self.samples.autoguidance_scale)
             rows.append({"sampler": name, "steps": steps, "calls": network_calls, **self._in_short(images, None)})
         conditional, num_classes = self.samples.labels is not None, len(self.train.class_names)
         labels = torch.tensor(spread_labels(len(images), num_classes)) if conditional else None

@@ -33,6 +33,7 @@ class Samples:
     by_sampler: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     seconds_by_sampler: dict[tuple[str, int], float] = field(default_factory=dict)
     bound: Bound | None = None
+    autoguidance_scale: float | None = None  # the pipeline's own
 
 
 class SampleGenerator:
@@ -84,7 +85,8 @@ class SampleGenerator:
         num_classes, labels = self.pipeline.num_classes, None
         if num_classes is not None:  # the default classes of `sample_images`
             labels = torch.tensor(spread_labels(self.config.num_images, num_classes))
-        samples = Samples([self.images(sampling) for sampling in self.sets], labels)
+        sets, own_scale = [self.images(sampling) for sampling in self.sets], self.pipeline.autoguidance_scale
+        samples = Samples(sets, labels, autoguidance_scale=own_scale)
         samples.by_guidance = {scale: self.images(sampling) for scale, sampling in self.by_guidance.items()}
         if "likelihood" in self.sections:
             samples.bound = self.bound()
