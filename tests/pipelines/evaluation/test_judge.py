@@ -28,7 +28,7 @@ def test_images():
     return load_fashion_mnist(DATA_ROOT, "test")
 
 
-@pytest.mark.parametrize(("kind", "floor"), [("judge", 0.00993), ("second_judge", 0.1164)])
+@pytest.mark.parametrize(("kind", "floor"), [("judge", 0.00993), ("second_judge", 0.0989)])
 def test_the_test_split_is_as_far_from_the_train_split_as_the_documents_say(test_images, kind, floor):
     assert frechet_to_train(load_judge(kind), test_images.images) == pytest.approx(floor, rel=0.01)
 
