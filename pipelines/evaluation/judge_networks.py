@@ -112,7 +112,7 @@ class JudgeBlock(nn.Module):
 class ResidualJudge(Judge):
     """The second judge: three residual blocks; the features are a hidden layer on the whole last map.
 
-    It sees where something is, and fine patterns that means over a map leave out, such as speckle.
+    It sees where in an image something is, which means over a map leave out.
     """
 
     kind = "second_judge"
