@@ -257,12 +257,14 @@ class DenoisingPipeline(DiffusionPipeline):
             check_timesteps(timesteps, scheduler.config.num_train_timesteps)
             return len(timesteps), timesteps
         assert steps is not None
-        check_steps(steps, scheduler)
         if spacing is not None:
             check_spacing(spacing, scheduler)
         elif image is None and takes_timesteps(scheduler):  # of an image, strength is a share of the timesteps
             spacing = self.config.spacing
-        return steps, spaced_timesteps(scheduler.alphas_cumprod, steps) if spacing == "log-snr" else None
+        if spacing != "log-snr":
+            return steps, None
+        check_steps(steps, scheduler)
+        return steps, spaced_timesteps(scheduler.alphas_cumprod, steps)
 
     def _images(self, sample: Tensor, output_type: str) -> Any:
         if output_type == "latent":

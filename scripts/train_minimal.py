@@ -21,7 +21,7 @@ from pipelines.commands.parser import command
 
 @command
 def main() -> None:
-    """Take the steps of scripts/train.py, to the bit, without its evaluation, checkpoints and further options."""
+    """Take the steps of scripts/train.py, to the bit, without its evaluation, checkpoints, guide and further options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="runs/minimal")
     parser.add_argument("--data_root", default="data", help="folder of FashionMNIST")
@@ -67,7 +67,7 @@ def main() -> None:
     unet = accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the wrapper is that of autocast
     ema.copy_to(unet.parameters())
     if accelerator.is_main_process:
-        pipeline = DenoisingPipeline(unet.eval(), noise_schedule, images.class_names)
+        pipeline = DenoisingPipeline(unet.eval(), noise_schedule, images.class_names, spacing="log-snr")
         pipeline.save_pretrained(f"{options.output_dir}/pipeline")
         pipeline.scheduler = make_scheduler("sde-dpmsolver++", noise_schedule.config)
         grid = image_grid(sample_images(pipeline, 100, num_inference_steps=20))

@@ -18,7 +18,7 @@ def test_the_readable_loop_takes_the_steps_of_the_trainer_to_the_bit(train_image
     train_minimal.main()
 
     another_process()
-    training = TrainingConfig(max_steps=4, batch_size=32, seed=3, learning_rate=6e-3)
+    training = TrainingConfig(max_steps=4, batch_size=32, seed=3, learning_rate=6e-3, guide_at=None)
     config = RunConfig(tmp_path / "run", training, sampling=SamplingConfig(), tracking=TrackingConfig("disabled"))
     torch.manual_seed(3)
     network, noise_schedule = UNet(num_class_embeds=10), DDPMScheduler(beta_schedule="squaredcos_cap_v2")
@@ -31,6 +31,7 @@ def test_the_readable_loop_takes_the_steps_of_the_trainer_to_the_bit(train_image
         assert torch.equal(one, other)
     assert ours.scheduler.config == theirs.scheduler.config
     assert ours.config.class_names == theirs.config.class_names
+    assert ours.config.spacing == theirs.config.spacing
     grids = tmp_path / "minimal" / "samples.png", trainer.folder.grid(4)
     assert Image.open(grids[0]).tobytes() == Image.open(grids[1]).tobytes()
 
