@@ -48,9 +48,12 @@ def _check_rules(run: RunConfig) -> None:
         ("training.evaluation_images", run.training.evaluation_images, IMAGES),
     ):
         if value != wanted:
-            raise ValueError(f"{name} is {value}, and {wanted or 'not allowed'} in a speedrun; leave it out")
+            raise ValueError(f"{name} is {value}, and a speedrun has {wanted or 'none'}; leave it out")
     if (network_calls := calls(run.sampling, run.training.own_autoguidance)) > MOST_CALLS:
-        raise ValueError(f"an image takes {network_calls} network calls, and up to {MOST_CALLS} in a speedrun")
+        raise ValueError(
+            f"an image takes {network_calls} network calls, those of a guide included, and up to {MOST_CALLS} in a "
+            "speedrun; give training.guide_at null, or fewer sampling.steps"
+        )
 
 
 def run_seeds(

@@ -19,7 +19,7 @@ from pipelines.images import in_unit_range
 from pipelines.noise_levels import predicted_image
 from pipelines.predictor import Guidance, Predictor
 from pipelines.schedulers import build_scheduler
-from pipelines.spacing import Spacing, check_spacing, check_timesteps, spaced_timesteps, takes_timesteps
+from pipelines.spacing import Spacing, check_spacing, check_timesteps, spaced_timesteps, takes_timesteps, used_spacing
 from pipelines.stepping import Stepper, check_steps, distilled_calls
 
 StepCallback = Callable[[DiffusionPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -249,7 +249,7 @@ class DenoisingPipeline(DiffusionPipeline):
         scheduler = self.scheduler
         if timesteps is not None:
             if spacing is not None or steps is not None:
-                raise ValueError("timesteps were given, and with them their number and spacing; leave those out")
+                raise ValueError("timesteps were given, which replace num_inference_steps and spacing; leave those out")
             if not takes_timesteps(scheduler):
                 raise ValueError(
                     f"timesteps were given, and {type(scheduler).__name__} chooses its own; leave them out"
@@ -257,11 +257,9 @@ class DenoisingPipeline(DiffusionPipeline):
             check_timesteps(timesteps, scheduler.config.num_train_timesteps)
             return len(timesteps), timesteps
         assert steps is not None
-        if spacing is not None:
-            check_spacing(spacing, scheduler)
-        elif image is None and takes_timesteps(scheduler):  # of an image, strength is a share of the timesteps
-            spacing = self.config.spacing
-        if spacing != "log-snr":
+        check_spacing(spacing, scheduler)
+        own = self.config.spacing if image is None else None  # of an image, strength is a share of the timesteps
+        if used_spacing(spacing, own, scheduler) != "log-snr":
             return steps, None
         check_steps(steps, scheduler)
         return steps, spaced_timesteps(scheduler.alphas_cumprod, steps)
@@ -346,9 +344,10 @@ def _check_guide(unet: ModelMixin, guide: ModelMixin | None) -> None:
     """Raise `ValueError` unless a guide takes the images and the classes of the network."""
     if guide is None:
         return
-    for name in ("in_channels", "out_channels", "num_class_embeds"):
-        own, others = unet.config.get(name), guide.config.get(name)
-        if own != others:
+    for name in ("sample_size", "in_channels", "out_channels", "num_class_embeds"):
+        own, others = (network.config.get(name) for network in (unet, guide))
+        sizes = name == "sample_size" and None not in (own, others)
+        if pair(own) != pair(others) if sizes else own != others:
             raise ValueError(f"the guide has {name} {others}, and the network {own}; a guide has the same")
 
 

@@ -47,7 +47,7 @@ def download(name: str) -> Path:
     except Exception as error:  # also of the library for HTTP, of which huggingface_hub has had three
         reason = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         raise FileNotFoundError(f"there is no folder {name}, and the Hub cannot be reached ({reason})") from error
-    if (folder / "unet").is_dir() and not any(folder.glob("unet/*.safetensors")):
+    if any((folder / part).is_dir() and not any(folder.glob(f"{part}/*.safetensors")) for part in ("unet", "guide")):
         raise ValueError(f"{name} on the Hub has no weights in safetensors, and others are not loaded")
     return folder
 

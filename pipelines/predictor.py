@@ -106,7 +106,8 @@ class Predictor:
         guide: ModelMixin | None = None,
     ) -> None:
         self.unet, self.guide = unet, guide
-        self.dtype = unet.dtype  # once: diffusers goes through all the weights to find it
+        # once: diffusers goes through all the weights to find it
+        self.dtypes = [torch.float32 if network is None else network.dtype for network in (unet, guide)]
         self.scheduler = scheduler
         self.classes = classes
         self.call_size = call_size
@@ -123,7 +124,7 @@ class Predictor:
         The powers of image and noise sum to one. The training timestep is a scalar or `(batch,)`, of which
         a guidance interval looks at the first.
         """
-        noisy, timesteps = noisy.to(self.dtype), batched_timestep(timestep, noisy)
+        timesteps = batched_timestep(timestep, noisy)
         size = self.call_size or len(noisy)
         parts = []
         for start in range(0, len(noisy), size):
@@ -135,19 +136,17 @@ class Predictor:
     def _call(self, noisy: Tensor, timesteps: Tensor, classes: Classes | None) -> Tensor:
         """Return the guided prediction of a part of the batch."""
         guidance = self.guidance
+        own, weaker = (noisy.to(dtype) for dtype in self.dtypes)
         free = guidance.scale != 1 and self._within(guidance.interval, timesteps[:1])
-        prediction, unconditional = self._predict(self.unet, noisy, timesteps, classes, free)
+        prediction, unconditional = self._predict(self.unet, own, timesteps, classes, free)
         guided = prediction if unconditional is None else guidance.combine(prediction, unconditional)
-        if (
-            self.guide is not None
-            and guidance.auto_scale not in (None, 1)
-            and self._within(guidance.auto_interval, timesteps[:1])
-        ):
-            prediction = prediction.clone()  # a compiled guide may overwrite it
-            guided = guided.clone() if guided is not prediction else prediction
-            weaker, _ = self._predict(self.guide, noisy, timesteps, classes, False)
-            guided = guided + (guidance.auto_scale - 1) * (prediction - weaker)
-        return guided
+        if self.guide is None or guidance.auto_scale in (None, 1):
+            return guided
+        if not self._within(guidance.auto_interval, timesteps[:1]):
+            return guided
+        guided, prediction = (part.to(torch.float32, copy=True) for part in (guided, prediction))
+        guiding, _ = self._predict(self.guide, weaker, timesteps, classes, free=False)
+        return guided + (guidance.auto_scale - 1) * (prediction - guiding)
 
     def _predict(
         self, network: ModelMixin, noisy: Tensor, timesteps: Tensor, classes: Classes | None, free: bool

@@ -15,13 +15,21 @@ Spacing = Literal["timesteps", "log-snr"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 LARGEST_SIGMA = 80.0  # noise enough for data in [-1, 1] (Karras et al. 2022, table 1)
+# Options of schedulers with which they choose their noise levels themselves, and refuse timesteps.
+OWN_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
 LAST = 0.01  # of the timesteps: where the last step starts
 
 
 def takes_timesteps(scheduler: SchedulerMixin) -> bool:
     """Return whether a scheduler takes the steps between given timesteps; a student's sampler has its own."""
-    given = "timesteps" in inspect.signature(scheduler.set_timesteps).parameters
-    return given and has_training_timesteps(scheduler) and not isinstance(scheduler, LCMScheduler)
+    if isinstance(scheduler, LCMScheduler) or any(scheduler.config.get(option) for option in OWN_LEVELS):
+        return False
+    return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters and has_training_timesteps(scheduler)
+
+
+def used_spacing(given: str | None, own: str | None, scheduler: SchedulerMixin) -> str:
+    """Return the spacing of a call: the one that was given, or the pipeline's own if the scheduler takes it."""
+    return given or (own if own and takes_timesteps(scheduler) else "timesteps")
 
 
 def check_spacing(spacing: str | None, scheduler: SchedulerMixin | None = None) -> None:
@@ -30,8 +38,8 @@ def check_spacing(spacing: str | None, scheduler: SchedulerMixin | None = None) 
         raise ValueError(f"spacing is '{spacing}'; it is one of {', '.join(SPACINGS)}")
     if spacing == "log-snr" and scheduler is not None and not takes_timesteps(scheduler):
         raise ValueError(
-            f"spacing is 'log-snr', and {type(scheduler).__name__} chooses its timesteps itself; leave it out, or use "
-            "ddpm, ddim, dpmsolver++ or sde-dpmsolver++"
+            f"spacing is 'log-snr', and {type(scheduler).__name__} chooses its timesteps itself; leave it out, or make "
+            "one of the samplers ddpm, ddim, dpmsolver++ and sde-dpmsolver++"
         )
 
 
@@ -48,7 +56,7 @@ def spaced_timesteps(alphas_cumprod: Tensor, steps: int) -> list[int]:
     Returns:
         Strictly falling timesteps.
     """
-    count, log_snr = len(alphas_cumprod), alphas_cumprod.double().clamp(min=1e-12).logit()
+    count, log_snr = len(alphas_cumprod), alphas_cumprod.cpu().double().clamp(min=1e-12).logit()
     highest, lowest = float(log_snr[round(LAST * count)]), max(float(log_snr[-1]), -2 * math.log(LARGEST_SIGMA))
     levels = torch.linspace(lowest, highest, steps, dtype=torch.double)
     nearest = (log_snr - levels[:, None]).abs().argmin(dim=1).tolist()
@@ -60,7 +68,9 @@ def spaced_timesteps(alphas_cumprod: Tensor, steps: int) -> list[int]:
 
 
 def check_timesteps(timesteps: Sequence[int], count: int) -> None:
-    """Raise `ValueError` unless timesteps fall strictly, from below `count`."""
+    """Raise `ValueError` unless timesteps are whole numbers that fall strictly, from below `count`."""
+    if not isinstance(timesteps, Sequence) or any(type(timestep) is not int for timestep in timesteps):
+        raise ValueError(f"timesteps are {timesteps!r}; give a list of whole numbers")
     falling = all(later < earlier for earlier, later in zip([count, *timesteps], [*timesteps, -1], strict=True))
     if not timesteps or not falling:
         raise ValueError(f"timesteps are {timesteps}; give falling ones, from at most {count - 1} to at least 0")

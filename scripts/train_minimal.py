@@ -21,7 +21,7 @@ from pipelines.commands.parser import command
 
 @command
 def main() -> None:
-    """Take the steps of scripts/train.py, to the bit, without its evaluation, checkpoints, guide and further options."""
+    """Take the steps of scripts/train.py, to the bit, without evaluation, checkpoints, guide and further options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default="runs/minimal")
     parser.add_argument("--data_root", default="data", help="folder of FashionMNIST")

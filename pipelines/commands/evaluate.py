@@ -14,7 +14,7 @@ from accelerate.utils import tqdm
 from denoiser.data import DataConfig, ImageSet
 from denoiser.device import in_best_layout, must_use_cpu
 from denoiser.processes import optional, start_process, tell
-from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline
+from pipelines import PRETRAINED, DenoisingPipeline, find_pipeline, make_scheduler
 from pipelines.commands.inputs import FEWEST_OF_A_CLASS, load_images
 from pipelines.commands.parser import Parser, add_sampling_arguments, check_unused, command, needed, sampling_config
 from pipelines.commands.sets import data_of_run, load_set
@@ -32,6 +32,7 @@ from pipelines.evaluation.markdown import render
 from pipelines.evaluation.report import Reporter, check_report_folder, make_report, write_report
 from pipelines.evaluation.samples import SampleGenerator, Samples
 from pipelines.sampling import default_sampler
+from pipelines.spacing import used_spacing
 from pipelines.stepping import distilled_calls
 
 with needed("eval"):
@@ -95,6 +96,9 @@ def from_pipeline(
         "network": f"{type(pipeline.unet).__name__}, {pipeline.unet.num_parameters():,} parameters",
         "sampler": f"{config.scheduler}, {config.steps} steps, guidance scale {config.guidance_scale:g}",
     }
+    sampler = make_scheduler(config.scheduler, pipeline.scheduler.config)
+    if used_spacing(config.spacing, pipeline.config.spacing, sampler) == "log-snr":
+        subject["sampler"] += ", even in log SNR"
     if pipeline.guide is not None:
         subject["sampler"] += (
             f", autoguidance scale {config.guidance.with_own(pipeline.autoguidance_scale).auto_scale:g}"

@@ -103,6 +103,7 @@ def change(
     steps: int = 20,
     scheduler: str = "sde-dpmsolver++",
     guidance_scale: float = 1.0,
+    autoguidance_scale: float | None = None,
     seed: int = 0,
 ) -> Stages:
     """Add noise and sample from there, also as another class (SDEdit).
@@ -112,11 +113,20 @@ def change(
         steps: Steps of the sampler.
         scheduler: Sampler, as in sample.py.
         guidance_scale: Scale of classifier-free guidance; 1 is none.
+        autoguidance_scale: Scale of autoguidance; 1 is none, and by default it is the pipeline's own.
         seed: Seed of the noise.
     """
     pipeline.scheduler = make_scheduler(scheduler, pipeline.scheduler.config)
     changed = pipeline(
-        len(images), labels, guidance_scale, steps, seed=seed, image=images, strength=strength, output_type="pt"
+        len(images),
+        labels,
+        guidance_scale,
+        steps,
+        seed=seed,
+        image=images,
+        strength=strength,
+        output_type="pt",
+        autoguidance_scale=autoguidance_scale,
     )[0]
     return {"given": images, "changed": 2 * changed - 1}
 
@@ -230,7 +240,8 @@ def main() -> None:
     pipeline = find_pipeline(options.pipeline).to(state.device)
     if distilled_calls(pipeline.scheduler.config):
         raise ValueError(f"{options.pipeline} is distilled, for a few noise levels only; restore with teacher")
-    in_best_layout(pipeline.unet)
+    for network in pipeline.networks:
+        in_best_layout(network)
     images = read_images(options, pipeline)
     labels = None if options.labels is None else image_labels(pipeline, labels, len(images))
 

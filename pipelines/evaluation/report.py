@@ -13,13 +13,12 @@ from torch import Tensor
 from denoiser.data import ImageSet
 from denoiser.data.image_set import evenly
 from denoiser.files import atomic_path, check_writable
-from pipelines import SamplingConfig
 from pipelines.evaluation.comparison import Comparison, mean_and_spread
 from pipelines.evaluation.distances import closest_pairs, nearness
 from pipelines.evaluation.inception import Inception
 from pipelines.evaluation.judge import accuracy, train_judge
 from pipelines.evaluation.judge_networks import ConvolutionalJudge, Judge
-from pipelines.evaluation.samples import Samples, calls
+from pipelines.evaluation.samples import Samples
 from pipelines.evaluation.spaces import beside, network_spaces, pixel_space, rows_like, some_rows
 from pipelines.sampling import spread_labels
 
@@ -158,7 +157,7 @@ class Reporter:
         """Return the distance of each sampler and number of steps, then of real held-out images."""
         rows: list[Report] = []
         for (name, steps), images in self.samples.by_sampler.items():
-            network_calls = calls(SamplingConfig(scheduler=name, steps=steps), self.samples.autoguidance_scale)
+            network_calls = self.samples.calls_by_sampler[name, steps]
             rows.append({"sampler": name, "steps": steps, "calls": network_calls, **self._in_short(images, None)})
         conditional, num_classes = self.samples.labels is not None, len(self.train.class_names)
         labels = torch.tensor(spread_labels(len(images), num_classes)) if conditional else None

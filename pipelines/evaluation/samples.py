@@ -13,6 +13,7 @@ from pipelines import DenoisingPipeline, SamplingConfig, check_sampling, make_sc
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.likelihood import Bound, bound_of_batch, num_batches
 from pipelines.sampling import sample_shared, spread_labels
+from pipelines.spacing import Spacing, takes_timesteps
 
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SAMPLERS = [
@@ -33,7 +34,7 @@ class Samples:
     by_sampler: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     seconds_by_sampler: dict[tuple[str, int], float] = field(default_factory=dict)
     bound: Bound | None = None
-    autoguidance_scale: float | None = None  # the pipeline's own
+    calls_by_sampler: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 class SampleGenerator:
@@ -60,7 +61,7 @@ class SampleGenerator:
         self.by_guidance = {scale: replace(swept, guidance_scale=scale) for scale in GUIDANCE_SCALES}
         self.by_guidance[1.0] = replace(swept, guidance_scale=1.0, guidance_rescale=0.0, guidance_interval=None)
         self.by_sampler = {
-            (name, steps): replace(swept, scheduler=name, steps=steps)
+            (name, steps): replace(swept, scheduler=name, steps=steps, spacing=self._spacing(name))
             for name, steps in SAMPLERS
             if steps <= self.noise_schedule.config.num_train_timesteps
         }
@@ -85,8 +86,7 @@ class SampleGenerator:
         num_classes, labels = self.pipeline.num_classes, None
         if num_classes is not None:  # the default classes of `sample_images`
             labels = torch.tensor(spread_labels(self.config.num_images, num_classes))
-        sets, own_scale = [self.images(sampling) for sampling in self.sets], self.pipeline.autoguidance_scale
-        samples = Samples(sets, labels, autoguidance_scale=own_scale)
+        samples = Samples([self.images(sampling) for sampling in self.sets], labels)
         samples.by_guidance = {scale: self.images(sampling) for scale, sampling in self.by_guidance.items()}
         if "likelihood" in self.sections:
             samples.bound = self.bound()
@@ -94,6 +94,7 @@ class SampleGenerator:
             started = time.perf_counter()
             samples.by_sampler[sampler] = self.images(sampling)
             samples.seconds_by_sampler[sampler] = time.perf_counter() - started
+            samples.calls_by_sampler[sampler] = self._calls(sampling)
         return samples
 
     def images(self, sampling: SamplingConfig) -> Tensor:
@@ -120,6 +121,11 @@ class SampleGenerator:
 
         return Bound.join([part for parts in share_out(range(num_batches(self.test)), compute) for part in parts])
 
+    def _spacing(self, sampler: str) -> Spacing | None:
+        """Return the spacing that was asked for, for samplers that take it."""
+        takes = takes_timesteps(make_scheduler(sampler, self.noise_schedule.config))
+        return self.config.spacing if takes else None
+
     def _calls(self, sampling: SamplingConfig) -> int:
         return calls(sampling, self.pipeline.autoguidance_scale)
 
@@ -128,7 +134,7 @@ class SampleGenerator:
 
 
 def calls(sampling: SamplingConfig, autoguidance_scale: float | None = None) -> int:
-    """Return the network calls for each image.
+    """Return the network calls for each image; with an interval of guidance, the most.
 
     Heun's steps but the last have two, classifier-free guidance adds one to each, and the guide another.
 

@@ -11,10 +11,12 @@ from denoiser.data import CLASS_NAMES
 from denoiser.files import atomic_path
 from pipelines import DenoisingPipeline, SamplingConfig
 from pipelines.evaluation.markdown import distances, render_validation
-from pipelines.schedulers import distilled_calls
+from pipelines.schedulers import distilled_calls, make_scheduler
+from pipelines.spacing import used_spacing
 from pipelines.training.checkpoint import Progress
 
 CARD_FILE, GRID_FILE = "README.md", "samples.png"
+_SPACINGS = {"timesteps": "", "log-snr": " even in log SNR"}
 _EVALUATION = re.compile(r"(<!-- evaluation -->\n).*(<!-- end of evaluation -->)", re.DOTALL)
 
 _FROM_PYTHON = "Trained from Python; the run's `config.yaml` has the settings."
@@ -62,7 +64,7 @@ def write_card(
 ) -> None:
     """Write the card and its sample grid into the folder of a saved pipeline, trained from the weights of `origin`."""
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
-    calls = distilled_calls(config)
+    calls, sampler = distilled_calls(config), make_scheduler(sampling.scheduler, config)
     metadata = {
         **({"datasets": ["fashion_mnist"], "license": "mit"} if tuple(names or ()) == CLASS_NAMES else {}),
         "library_name": "diffusers",
@@ -81,9 +83,9 @@ def write_card(
         shape="x".join(map(str, pipeline.image_shape)),
         sampler=sampling.scheduler,
         sampler_steps=sampling.steps,
-        spacing=f", even in {pipeline.config.spacing}" if pipeline.config.spacing and not calls else "",
+        spacing=_SPACINGS[used_spacing(sampling.spacing, pipeline.config.spacing, sampler)],
         guidance_scale=sampling.guidance_scale,
-        autoguidance=f", autoguidance scale {pipeline.autoguidance_scale:g}" if pipeline.guide else "",
+        autoguidance=_autoguidance(pipeline),
         classes=f"; classes, in order: {', '.join(names)}" if names else "",
         command=f"```sh\n{command}\n```" if command else _FROM_PYTHON,
         evaluation=render_validation(figures) if figures else "Not evaluated yet: see `scripts/evaluate.py`.\n",
@@ -91,6 +93,15 @@ def write_card(
     # names of folders that the locale cannot read keep their bytes
     (folder / CARD_FILE).write_text(f"---\n{yaml.safe_dump(metadata)}---\n{text}", "utf-8", "surrogateescape")
     grid.save(folder / GRID_FILE)
+
+
+def _autoguidance(pipeline: DenoisingPipeline) -> str:
+    if pipeline.guide is None:
+        return ""
+    return (
+        f", autoguidance scale {pipeline.autoguidance_scale:g} by a guide of {pipeline.guide.num_parameters():,} "
+        "parameters"
+    )
 
 
 def card_files(folder: Path, repository: str) -> dict[str, bytes]:

@@ -87,6 +87,9 @@ class DistillationRun(RunConfig):
         super().__post_init__()
         if self.init_from is not None:
             raise ValueError(f"init_from is {self.init_from}, and a student starts from its teacher; leave it out")
+        for name in ("guide_at", "autoguidance_scale"):
+            if (value := getattr(self.training, name)) != getattr(TrainingConfig, name):
+                raise ValueError(f"training.{name} is {value}, and a student has no guide; leave it out")
 
 
 def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:

@@ -19,6 +19,7 @@ from denoiser.device import in_best_layout
 from denoiser.processes import whole
 from denoiser.randomness import CALIBRATION, NETWORK, seeded_generator
 from pipelines import DenoisingPipeline
+from pipelines.spacing import takes_timesteps
 from pipelines.training.budget import learning_rate
 from pipelines.training.config import TrainingConfig, architecture, components
 from pipelines.training.loss import check_noise_schedule, denoising_loss, loss_weights
@@ -96,6 +97,7 @@ class Learner:
             model.parameters(), decay=training.ema_decay, use_ema_warmup=True, power=training.ema_power, foreach=True
         )
         self.guide: list[Tensor] | None = None
+        self.guide_is_due = self.guided
         self.step = 0
         self.skipped, self.skipped_in_a_row = False, 0
         self.window = self.new_window()
@@ -139,8 +141,8 @@ class Learner:
                     buffer.copy_(before)
             else:
                 self.ema.step(self.raw_model.parameters())
-            if self.guide is None and self.guided and progress >= (self.training.guide_at or 0):
-                self.guide = [shadow.clone() for shadow in self.ema.shadow_params]
+            if self.guide_is_due and progress >= (self.training.guide_at or 0):
+                self.guide, self.guide_is_due = [shadow.clone() for shadow in self.ema.shadow_params], False
         self.window.count_step(self.images_per_step, self.skipped)
         self.step += 1
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if self.skipped else 0
@@ -156,7 +158,8 @@ class Learner:
             for weights in (self.ema.shadow_params, self.guide)
         )
         scale = 1.0 if guide is None else self.training.autoguidance_scale
-        pipeline = DenoisingPipeline(model, sampler or self.sampler, names, guide, scale, "log-snr")
+        spacing = "log-snr" if takes_timesteps(self.sampler) else None
+        pipeline = DenoisingPipeline(model, sampler or self.sampler, names, guide, scale, spacing)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -165,6 +168,15 @@ class Learner:
         pipeline = self.pipeline(sampler)
         with self.accelerator.autocast():
             return {**validation.held_out_loss(pipeline, self.noise_schedule), **validation.frechet_distance(pipeline)}
+
+    def resume(self, step: int, guide: list[Tensor] | None, progress: float) -> None:
+        """Go on after a step of a run, of which `progress` is over, with the guide that it had kept, if any.
+
+        Without one, it keeps a guide if half of what followed `guide_at` is still to come: a later one would be
+        too near to the network.
+        """
+        self.step, self.guide = step, guide if self.guided else None
+        self.guide_is_due = self.guided and guide is None and progress < (1 + (self.training.guide_at or 0)) / 2
 
     @property
     def guided(self) -> bool:

@@ -104,13 +104,13 @@ class Trainer:
         self.folder = RunFolder(Path(config.output_dir))
         self.last_checkpoint = self.folder.claim(config.resume, self._identity(), accelerator.is_main_process)
         self._check_same_checkpoint()
-        progress = Progress()
+        progress, guide = Progress(), None
         if self.last_checkpoint is not None:
-            progress, learner.guide = load_checkpoint(
-                accelerator, self.last_checkpoint, learner.ema, learner.optimizers
-            )
-        learner.step = progress.step
+            progress, guide = load_checkpoint(accelerator, self.last_checkpoint, learner.ema, learner.optimizers)
         self.budget = Budget(training.max_steps, training.max_minutes, progress.seconds)
+        learner.resume(progress.step, guide, self.budget.progress(progress.step, accelerator))
+        if learner.guided and not (learner.guide or learner.guide_is_due):
+            tell(["the checkpoint has no guide, and the run is far past training.guide_at: its pipeline gets none"])
 
     @property
     def step(self) -> int:

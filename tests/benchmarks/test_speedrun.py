@@ -62,11 +62,11 @@ def test_our_entry_keeps_the_rules(monkeypatch):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        ("data: {source: mnist}", "data.source is mnist, and fashion_mnist in a speedrun; leave it out"),
-        ("init_from: teacher", "init_from is teacher, and not allowed in a speedrun; leave it out"),
-        ("training: {max_steps: 9}", "training.max_steps is 9, and not allowed"),
-        ("training: {max_minutes: 1, evaluation_images: 100}", "evaluation_images is 100, and 2048 in a speedrun"),
-        ("sampling: {steps: 11}", "an image takes 22 network calls, and up to 20 in a speedrun"),
+        ("data: {source: mnist}", "data.source is mnist, and a speedrun has fashion_mnist; leave it out"),
+        ("init_from: teacher", "init_from is teacher, and a speedrun has none; leave it out"),
+        ("training: {max_steps: 9}", "training.max_steps is 9, and a speedrun has none"),
+        ("training: {max_minutes: 1, evaluation_images: 100}", "evaluation_images is 100, and a speedrun has 2048"),
+        ("sampling: {steps: 11}", "an image takes 22 network calls, those of a guide included, and up to 20 in a"),
         ("sampling: {steps: 10, guidance_scale: 2}", "an image takes 30 network calls"),
         ("training: {max_minutes: 1, guide_at: null}\nsampling: {steps: 21}", "an image takes 21 network calls"),
         ("sampling: {steps: 5, guidance_rescale: 0.5}", "guidance_rescale and guidance_interval do nothing"),

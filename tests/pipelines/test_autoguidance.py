@@ -54,6 +54,13 @@ def test_the_network_as_its_own_guide_changes_nothing():
     torch.testing.assert_close(draw(pipeline), draw(plain))
 
 
+def test_a_guide_may_have_another_precision():
+    pipeline = guided_pipeline()
+    expected = draw(pipeline)
+    pipeline.guide.to(torch.bfloat16)
+    assert (draw(pipeline) - expected).abs().mean() < 0.05
+
+
 def test_an_image_does_not_depend_on_its_batch():
     pipeline = guided_pipeline()
     together, alone = draw(pipeline, batch_size=3), draw(pipeline, batch_size=1)
@@ -113,6 +120,6 @@ def test_a_scale_without_a_guide_is_refused():
 
 def test_a_guide_of_other_images_or_classes_is_refused():
     plain = make_pipeline()
-    for guide in (tiny_basic_unet(), tiny_unet(in_channels=3, out_channels=3)):
+    for guide in (tiny_basic_unet(), tiny_unet(in_channels=3, out_channels=3), tiny_unet(sample_size=32)):
         with pytest.raises(ValueError, match="a guide has the same"):
             DenoisingPipeline(plain.unet, plain.scheduler, guide=guide)

@@ -3,7 +3,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
 
 from pipelines import DenoisingPipeline, SamplingConfig, check_sampling, load_pretrained, make_scheduler
 from pipelines.spacing import LARGEST_SIGMA, spaced_timesteps, takes_timesteps
@@ -65,6 +71,23 @@ def test_a_spacing_that_was_not_asked_for_gives_way_to_the_scheduler_and_to_stre
     assert torch.equal(draw(pipeline, image=image, strength=0.5), draw(plain, image=image, strength=0.5))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "option"),
+    [
+        (EulerDiscreteScheduler, "use_karras_sigmas"),
+        (HeunDiscreteScheduler, "use_exponential_sigmas"),
+        (DPMSolverMultistepScheduler, "use_lu_lambdas"),
+        (DPMSolverSinglestepScheduler, "use_karras_sigmas"),
+    ],
+)
+def test_a_scheduler_with_noise_levels_of_its_own_keeps_them(scheduler, option):
+    plain = make_pipeline()
+    plain.scheduler = scheduler.from_config(DDPMScheduler().config, **{option: True})
+    pipeline = DenoisingPipeline(plain.unet, plain.scheduler, plain.config.class_names, spacing="log-snr")
+    pipeline.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(pipeline), draw(plain))
+
+
 def test_ddim_between_given_timesteps_takes_exact_steps(noise):
     """With the true noise of one image, every step lands on that image at the next noise level."""
     scheduler = make_scheduler("ddim", DDPMScheduler(clip_sample=False).config)
@@ -84,7 +107,9 @@ def test_ddim_between_given_timesteps_takes_exact_steps(noise):
         ({"timesteps": [5, 5], "num_inference_steps": None}, r"timesteps are \[5, 5\]; give falling ones"),
         ({"timesteps": [1000, 5], "num_inference_steps": None}, "from at most 999 to at least 0"),
         ({"timesteps": [], "num_inference_steps": None}, "give falling ones"),
-        ({"timesteps": [5, 4]}, "with them their number and spacing"),
+        ({"timesteps": [5, 4]}, "which replace num_inference_steps and spacing"),
+        ({"timesteps": [5.5, 4], "num_inference_steps": None}, "give a list of whole numbers"),
+        ({"timesteps": 5, "num_inference_steps": None}, "timesteps are 5; give a list of whole numbers"),
     ],
 )
 def test_timesteps_that_cannot_be_taken_are_refused(options, message):

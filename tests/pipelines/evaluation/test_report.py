@@ -47,7 +47,8 @@ def test_a_class_with_too_few_images_has_an_empty_cell():
 def test_tables_have_the_figures_of_both_judges_side_by_side(judges, train_images, held_out):
     images = held_out.images[:200]
     by_sampler = {("ddim", 5): images, ("ddim", 10): noisy(images, 20)}
-    samples = Samples([images], by_guidance={1.0: images[:100]}, by_sampler=by_sampler)
+    network_calls = {("ddim", 5): 5, ("ddim", 10): 10}
+    samples = Samples([images], by_guidance={1.0: images[:100]}, by_sampler=by_sampler, calls_by_sampler=network_calls)
     reporter = Reporter(samples, judges, train_images.first(500), held_out.first(500), seed=0)
     report = make_report(reporter, ["guidance", "samplers"])
     figures = {"frechet", "recall", "second_frechet", "second_recall"}

@@ -118,6 +118,22 @@ def test_a_run_without_a_guide_leaves_none(make_trainer):
     assert load_pipeline(trainer.folder.pipeline).guide is None
 
 
+def test_a_guide_that_is_not_wanted_any_more_is_dropped(make_trainer):
+    train_four_steps(make_trainer(checkpoint_every=4, guide_at=0.1))
+    another_process()
+    trainer = make_trainer(checkpoint_every=4, guide_at=None, resume="latest")
+    trainer.train()
+    assert load_pipeline(trainer.folder.pipeline).guide is None
+
+
+@pytest.mark.parametrize(("progress", "kept"), [(0.5, True), (0.7, False)])
+def test_a_run_resumed_without_a_guide_keeps_none_that_is_late(make_trainer, progress, kept):
+    learner = make_trainer(guide_at=1 / 3).learner
+    learner.resume(5, None, progress)
+    learner.take_step(progress)
+    assert (learner.guide is not None) == kept
+
+
 def test_the_loss_on_real_images_falls(make_trainer):
     trainer = make_trainer(max_steps=60, batch_size=64, log_every=20, model=UNet(num_class_embeds=10))
     trainer.train()
