@@ -102,7 +102,8 @@ def test_the_same_seed_gives_the_same_report_and_two_processes_nearly(whole, tmp
 
 
 @pytest.mark.slow
-def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_path):
+def test_images_are_judged_without_what_needs_a_pipeline(held_out, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.evaluation.judge.LEAST_STEPS", 256)
     images, labels = held_out.images[:2000].numpy(), held_out.labels[:2000].numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
     call(evaluate, "--data.root", DATA_ROOT, "--images", tmp_path / "images.npz")
