@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.entries import Entry
 from benchmarks.machine import FORWARDS_IN_A_STEP
 from benchmarks.race import PIPELINE, Training, race
-from benchmarks.tables import train_rows
+from benchmarks.tables import DISTANCES, train_rows
 from denoiser.data import DataConfig
 from denoiser.files import atomic_path
 from pipelines import check_sampling, make_scheduler
@@ -96,8 +96,6 @@ def _row(training: Training) -> dict[str, Any]:
 def speedrun_page(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return whether the seeds reached the distance, and a table of them."""
     reached, mean = sum(row["reached"] for row in rows), number(fmean(row["frechet"] for row in rows))
-    judges = {"frechet": "Fréchet distance", "second_frechet": "by the second judge"}
-    judges = {name: words for name, words in judges.items() if name in rows[0]}
     lines = [
         [
             row["seed"],
@@ -105,13 +103,13 @@ def speedrun_page(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['steps']:,}",
             f"{row['images_per_second']:,.0f}",
             f"{row['training_operations'] / 1e12:,.1f}",
-            *(number(row[name]) for name in judges),
+            *(number(row[name]) for name in DISTANCES),
             "reached" if row["reached"] else "missed",
         ]
         for row in rows
     ]
-    columns = ["seed", "seconds", "steps", "images/s", "TFLOP", *judges.values(), ""]
-    floors = "; ".join(f"{words} {number(rows[0][f'{name}_floor'])}" for name, words in judges.items())
+    columns = ["seed", "seconds", "steps", "images/s", "TFLOP", *DISTANCES.values(), ""]
+    floors = "; ".join(f"{words} {number(rows[0][f'{name}_floor'])}" for name, words in DISTANCES.items())
     return (
         f"{'reached' if reached == len(rows) else 'missed'}: {reached} of {len(rows)} seeds are at a Fréchet distance "
         f"of {DISTANCE} or less after {max(row['seconds'] for row in rows):.1f} s of training; the mean is {mean}\n\n"

@@ -214,8 +214,6 @@ class DenoisingPipeline(DiffusionPipeline):
         predict = Predictor(self.unet, self.scheduler, classes, guidance, call_size, self.guide)
         tensor_names = _tensor_names(callback_on_step_end, callback_on_step_end_tensor_inputs)
 
-        if num_inference_steps is None and timesteps is None:
-            num_inference_steps = distilled_calls(self.scheduler.config) or 50
         steps, timesteps = self._timesteps(num_inference_steps, timesteps, spacing, image)
         stepper = Stepper(self.scheduler, steps, device, generator, eta, timesteps)
         shape = (batch_size, *self.image_shape)
@@ -256,7 +254,8 @@ class DenoisingPipeline(DiffusionPipeline):
                 )
             check_timesteps(timesteps, scheduler.config.num_train_timesteps)
             return len(timesteps), timesteps
-        assert steps is not None
+        if steps is None:
+            steps = distilled_calls(scheduler.config) or 50
         check_spacing(spacing, scheduler)
         own = self.config.spacing if image is None else None  # of an image, strength is a share of the timesteps
         if used_spacing(spacing, own, scheduler) != "log-snr":
@@ -344,11 +343,16 @@ def _check_guide(unet: ModelMixin, guide: ModelMixin | None) -> None:
     """Raise `ValueError` unless a guide takes the images and the classes of the network."""
     if guide is None:
         return
-    for name in ("sample_size", "in_channels", "out_channels", "num_class_embeds"):
-        own, others = (network.config.get(name) for network in (unet, guide))
-        sizes = name == "sample_size" and None not in (own, others)
-        if pair(own) != pair(others) if sizes else own != others:
+    own_inputs, other_inputs = _inputs(unet), _inputs(guide)
+    for name, own in own_inputs.items():
+        if own != (others := other_inputs[name]):
             raise ValueError(f"the guide has {name} {others}, and the network {own}; a guide has the same")
+
+
+def _inputs(network: ModelMixin) -> dict[str, Any]:
+    """Return the settings of a network that say which images and classes it takes."""
+    size, names = network.config.get("sample_size"), ("in_channels", "out_channels", "num_class_embeds")
+    return {"sample_size": size and pair(size), **{name: network.config.get(name) for name in names}}
 
 
 def _check_noise(noise: Tensor, shape: tuple[int, ...]) -> None:

@@ -25,6 +25,7 @@ from pipelines.evaluation.judge_networks import IMAGE_SHAPE, JUDGES, NUM_FEATURE
 BATCH_SIZE = 250
 CPU = torch.device("cpu")
 LARGEST_BATCH, LEAST_STEPS = 256, 1000  # of a training
+LABEL_SMOOTHING = 0.1
 PACKAGE = Path(__file__).parent
 FIRST_LAYER = "body.0.0.weight"  # of every kind
 
@@ -165,7 +166,7 @@ def train_judge(
                 mirrored = (torch.rand(len(batch), generator=generator) < 0.5).to(batch.device)
                 batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
             _, scores = judge(judge.augment(batch, generator))
-            cross_entropy(scores, labels, label_smoothing=judge.label_smoothing).backward()
+            cross_entropy(scores, labels, label_smoothing=LABEL_SMOOTHING).backward()
             optimizer.step()
             optimizer.zero_grad()
         on_epoch(epoch + 1, epochs, judge.eval())

@@ -24,6 +24,7 @@ class Judge(nn.Module):
     Args:
         body: Network from images to what `features` is computed of.
         num_classes: Number of classes.
+        dropout: Fraction of the features that is dropped in training.
 
     Attributes:
         kind: Name of its files, of its feature space and in reports.
@@ -31,12 +32,12 @@ class Judge(nn.Module):
     """
 
     kind: ClassVar[str]
-    label_smoothing: ClassVar[float] = 0.1
 
-    def __init__(self, body: nn.Module, num_classes: int) -> None:
+    def __init__(self, body: nn.Module, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.facts: dict[str, Any] = {}
         self.body = body
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(NUM_FEATURES, num_classes)
         for split in SPLITS:  # reference statistics, saved with the weights
             self.register_buffer(f"{split}_mean", torch.zeros(NUM_FEATURES, dtype=torch.float64))
@@ -58,7 +59,7 @@ class Judge(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images in [-1, 1] to features `(batch, 128)` and logits `(batch, num_classes)`."""
         features = self.features(images)
-        return features, self.head(features)
+        return features, self.head(self.dropout(features))
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -119,16 +120,15 @@ class ResidualJudge(Judge):
 
     def __init__(self, channels: int = IMAGE_SHAPE[0], num_classes: int = NUM_CLASSES) -> None:
         body = nn.Sequential(
-            nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1)),
+            nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1)),  # named as the first judge's first layer
             JudgeBlock(32, 32),
             nn.AvgPool2d(2),
             JudgeBlock(32, 64),
             nn.AvgPool2d(2),
             JudgeBlock(64, 96),
         )
-        super().__init__(body, num_classes)
+        super().__init__(body, num_classes, dropout=0.3)
         self.hidden = nn.Sequential(nn.Linear(96 * MAP_SIDE**2, NUM_FEATURES), nn.GELU())
-        self.dropout = nn.Dropout(0.3)
 
     def augment(self, images: Tensor, generator: Generator) -> Tensor:
         """Return a training batch with each image shifted by up to one pixel, its border repeated."""
@@ -144,11 +144,6 @@ class ResidualJudge(Judge):
         """Map images in [-1, 1] to features `(batch, 128)`."""
         x = adaptive_avg_pool2d(self.body(images), MAP_SIDE)  # at 16x16, the map itself
         return self.hidden(x.flatten(1))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images in [-1, 1] to features `(batch, 128)` and logits `(batch, num_classes)`."""
-        features = self.features(images)
-        return features, self.head(self.dropout(features))
 
 
 JUDGES: dict[str, type[ConvolutionalJudge | ResidualJudge]] = {

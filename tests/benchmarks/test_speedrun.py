@@ -19,7 +19,8 @@ sampling: {steps: 1}
 
 
 def row(seed, distance, **figures):
-    figures = {"frechet": distance, "frechet_floor": 0.047, "seconds": 300.04, "steps": 2735, **figures}
+    second = {"second_frechet": 4.5, "second_frechet_floor": 0.9}
+    figures = {"frechet": distance, "frechet_floor": 0.047, **second, "seconds": 300.04, "steps": 2735, **figures}
     figures |= {"images_per_second": 1166.6, "training_operations": 5.6e13, "reached": distance <= 0.25}
     return {"seed": seed, **figures}
 
@@ -48,7 +49,7 @@ def test_the_distance_is_reached_if_all_seeds_are_there():
 
 
 def test_a_second_judge_is_told_beside_the_first():
-    page = speedrun_page([row(0, 0.2, second_frechet=4.5, second_frechet_floor=0.9)])
+    page = speedrun_page([row(0, 0.2)])
     assert "| 0 | 300.0 | 2,735 | 1,167 | 56.0 | 0.2 | 4.5 | reached |" in page
     assert "As many test images: Fréchet distance 0.047; by the second judge 0.9." in page
 
