@@ -11,7 +11,7 @@ from pipelines.commands.parser import Parser, command
 from pipelines.commands.sets import check_set, data_of_run
 from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
-from pipelines.training.distillation import DistillationRun, Distiller, student_of
+from pipelines.training.distillation import DistillationRun, Distiller, GuidanceStudent, student_of
 
 
 def build_parser() -> Parser:
@@ -31,11 +31,12 @@ def main() -> None:
     config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
-    model, noise_schedule = student_of(teacher)
+    model, noise_schedule = student_of(teacher, config.distillation.calls)
     config = replace(config, data=replace(config.data, size=config.data.size or teacher.image_shape[1:]))
     images, held_out = load_images(config.data, config.output_dir)
     check_set(images, teacher, config.data)
-    learner = Distiller(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
+    kind = GuidanceStudent if config.distillation.calls is None else Distiller
+    learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")
 

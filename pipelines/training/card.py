@@ -11,7 +11,7 @@ from denoiser.data import CLASS_NAMES
 from denoiser.files import atomic_path
 from pipelines import DenoisingPipeline, SamplingConfig
 from pipelines.evaluation.markdown import distances, render_validation
-from pipelines.schedulers import distilled_calls, make_scheduler
+from pipelines.schedulers import make_scheduler
 from pipelines.spacing import used_spacing
 from pipelines.training.checkpoint import Progress
 
@@ -24,7 +24,7 @@ _TEMPLATE = """
 # DDPM with {network}
 
 A `{network}` of {parameters:,} parameters that predicts `{prediction_type}` for a DDPM of {timesteps} timesteps,
-{made} {start}for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are
+{made} for {steps:,} optimizer steps ({minutes:.1f} minutes) on images of {shape}. The weights are
 the average (EMA) of the trained ones.
 
 ![samples](samples.png)
@@ -60,11 +60,14 @@ def write_card(
     progress: Progress,
     figures: dict[str, float],
     command: str | None,
-    origin: str | None = None,
+    made: str,
 ) -> None:
-    """Write the card and its sample grid into the folder of a saved pipeline, trained from the weights of `origin`."""
+    """Write the card and its sample grid into the folder of a saved pipeline.
+
+    `made` says how its network was, as "trained".
+    """
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
-    calls, sampler = distilled_calls(config), make_scheduler(sampling.scheduler, config)
+    sampler = make_scheduler(sampling.scheduler, config)
     metadata = {
         **({"datasets": ["fashion_mnist"], "license": "mit"} if tuple(names or ()) == CLASS_NAMES else {}),
         "library_name": "diffusers",
@@ -76,8 +79,7 @@ def write_card(
         parameters=pipeline.unet.num_parameters(),
         prediction_type=config.prediction_type,
         timesteps=config.num_train_timesteps,
-        made=f"distilled for sampling in up to {calls} calls," if calls else "trained",
-        start=f"from the weights of `{origin}` " if origin else "",
+        made=made,
         steps=progress.step,
         minutes=progress.seconds / 60,
         shape="x".join(map(str, pipeline.image_shape)),

@@ -164,6 +164,11 @@ class RunConfig:
         if self.hub_repo is not None and not is_repository(self.hub_repo):
             raise ValueError(f"hub_repo is '{self.hub_repo}'; it must be user/name, as the Hub names a repository")
 
+    @property
+    def made(self) -> str:
+        """How the network is made, for its card."""
+        return f"trained from the weights of `{self.init_from}`" if self.init_from else "trained"
+
 
 def architecture(model: ModelMixin) -> dict[str, Any]:
     """Return the import path of the model's class and its arguments."""

@@ -1,10 +1,13 @@
-"""Distillation of a denoiser into a student that samples in a few network calls.
+"""Distillation of a denoiser: into a student of a few network calls, or of it and its guide into one network.
 
-Score identity distillation (SiD: Zhou et al. 2024, ICML; few-step: Zhou et al. 2025) needs no target
-images. The student maps a few noise levels directly to clean images. Its images are noised again and
-given to two denoisers: the teacher, which was trained on the data, and a critic, which is trained on
-the student's images. The student minimises the Fisher divergence between the two distributions: the
-squared difference of their clean images.
+One network for two is a plain regression: at each of the teacher's own noise levels, the student
+learns the prediction that autoguidance makes of network and guide.
+
+A few calls need a distribution to match. Score identity distillation (SiD: Zhou et al. 2024, ICML;
+few-step: Zhou et al. 2025) needs no target images. The student maps a few noise levels directly to
+clean images. Its images are noised again and given to two denoisers: the teacher, which was trained
+on the data, and a critic, which is trained on the student's images. The student minimises the Fisher
+divergence between the two distributions: the squared difference of their clean images.
 
 The critic is conditioned on the student's call as a part of its label. Otherwise only the mixture of
 all calls would be matched, and one call could be too dark where another is too bright.
@@ -20,11 +23,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import DDPMScheduler, ModelMixin, SchedulerMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from denoiser.checks import check_kinds, check_positive
-from denoiser.data import ImageSet
+from denoiser.data import ImageSet, RandomBatch
 from denoiser.device import in_best_layout
 from denoiser.randomness import DISTILLATION, seeded_generator
 from denoiser.unet import UNet
@@ -50,7 +55,8 @@ class DistillationConfig:
     Attributes:
         teacher: Pretrained pipeline by name, folder of a saved one, or repository `user/name` of the Hub.
         calls: Network calls in which the student samples, at most. Each of their noise levels is trained
-            equally, so fewer calls at some of them work too.
+            equally, so fewer calls at some of them work too. None makes one denoiser of the teacher and its
+            guide, for every sampler; the attributes below have no effect on it.
         critic_steps: Critic steps for each student step.
         denoising_steps: Steps at the start in which the student learns to predict velocities: at pure
             noise the noise that the teacher predicts says nothing of the image.
@@ -59,14 +65,20 @@ class DistillationConfig:
     """
 
     teacher: str = "teacher"
-    calls: int = 4
+    calls: int | None = 4
     critic_steps: int = 2
     denoising_steps: int = 300
     own_starts: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        check_positive(calls=self.calls, critic_steps=self.critic_steps, denoising_steps=self.denoising_steps)
+        check_positive(critic_steps=self.critic_steps, denoising_steps=self.denoising_steps)
+        if self.calls is None:
+            for name in ("critic_steps", "denoising_steps", "own_starts"):
+                if (value := getattr(self, name)) != getattr(DistillationConfig, name):
+                    raise ValueError(f"{name} is {value}, and has no effect without calls; leave it out")
+            return
+        check_positive(calls=self.calls)
         if self.calls > MOST_CALLS:
             raise ValueError(f"calls is {self.calls}; it must be up to {MOST_CALLS}: the teacher can sample in more")
 
@@ -76,7 +88,8 @@ class DistillationRun(RunConfig):
     """Settings of a distillation run; the learning rate is the student's and the critic's.
 
     Attributes:
-        sampling: Sampling settings of the sample grids: lcm, with at most the student's calls.
+        sampling: Sampling settings of the sample grids: lcm, with at most the student's calls; without calls,
+            any other sampler.
         distillation: Distillation settings.
     """
 
@@ -87,17 +100,57 @@ class DistillationRun(RunConfig):
         super().__post_init__()
         if self.init_from is not None:
             raise ValueError(f"init_from is {self.init_from}, and a student starts from its teacher; leave it out")
+        if self.distillation.calls is None and self.sampling.scheduler == "lcm":
+            raise ValueError("sampling.scheduler is lcm, for students of a few calls; give another, as dpmsolver++")
         for name in ("guide_at", "autoguidance_scale"):
             if (value := getattr(self.training, name)) != getattr(TrainingConfig, name):
                 raise ValueError(f"training.{name} is {value}, and a student has no guide; leave it out")
 
+    @property
+    def made(self) -> str:
+        """How the network is made, for its card."""
+        calls, teacher = self.distillation.calls, self.distillation.teacher
+        if calls is None:
+            return f"distilled from `{teacher}` and its guide"
+        return f"distilled from `{teacher}` for sampling in up to {calls} calls,"
 
-def student_of(teacher: DenoisingPipeline) -> tuple[ModelMixin, DDPMScheduler]:
-    """Return a copy of the teacher's network and its noise schedule, with velocity prediction."""
+
+class Guided(nn.Module):
+    """A network with autoguidance (Karras et al. 2024a, eq. 3), as one network."""
+
+    def __init__(self, unet: ModelMixin, guide: ModelMixin, scale: float) -> None:
+        super().__init__()
+        self.unet, self.guide, self.scale = unet, guide, scale
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> UNet2DOutput:
+        """Return the guided prediction, in float32."""
+        ours, weaker = (
+            network(sample, timestep, class_labels=class_labels).sample.float() for network in (self.unet, self.guide)
+        )
+        return UNet2DOutput(sample=ours + (self.scale - 1) * (ours - weaker))
+
+
+def teacher_of(pipeline: DenoisingPipeline) -> nn.Module:
+    """Return a copy of what a pipeline samples with: its network, with autoguidance if it has a guide."""
+    unet, guide = (copy.deepcopy(network) for network in (pipeline.unet, pipeline.guide))
+    scale = pipeline.autoguidance_scale
+    return unet if scale in (None, 1) else Guided(unet, guide, scale)
+
+
+def student_of(teacher: DenoisingPipeline, calls: int | None) -> tuple[ModelMixin, DDPMScheduler]:
+    """Return a copy of the teacher's network, and its noise schedule: with velocity prediction if it samples in calls.
+
+    Raises:
+        ValueError: If the teacher cannot be distilled.
+    """
     if distilled_calls(teacher.scheduler.config):
         raise ValueError("the teacher is distilled itself, for a few noise levels only; give what it was made from")
     if not isinstance(teacher.unet, UNet):
         raise ValueError(f"the teacher's network is a {type(teacher.unet).__name__}; only a UNet can be distilled")
+    if calls is None:
+        if teacher.autoguidance_scale in (None, 1):
+            raise ValueError("calls is null, and the teacher has no guide: the student would be the teacher")
+        return copy.deepcopy(teacher.unet), teacher.noise_schedule
     config = {**teacher.scheduler.config, "prediction_type": "v_prediction"}
     return copy.deepcopy(teacher.unet), build_scheduler(DDPMScheduler, config)
 
@@ -117,15 +170,15 @@ def critic_of(unet: UNet, calls: int) -> UNet:
     return critic
 
 
-class Distiller(Learner):
-    """Takes the steps of a distillation.
+class Student(Learner):
+    """Takes the steps of a student that learns from a teacher; the base class of both kinds.
 
     Args:
         distillation: Distillation settings.
-        teacher: Pipeline of the teacher.
+        teacher: Pipeline of the teacher. With a guide, the student learns its guided predictions.
         training: Training settings.
         model: The student, from `student_of`, as `noise_schedule` is.
-        images: Training set, which the calls start from, noised, unless `own_starts` is set.
+        images: Training set.
     """
 
     def __init__(
@@ -139,19 +192,12 @@ class Distiller(Learner):
         images: ImageSet,
     ) -> None:
         super().__init__(training, model, noise_schedule, accelerator, images)
-        if training.gradient_accumulation_steps != 1:
-            raise ValueError("gradient_accumulation_steps must be 1 in a distillation; raise batch_size in its place")
-        if accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError("FSDP splits one network, and a distillation trains two; use several_gpus.yaml")
         self.options = distillation
-        self.sampler = make_scheduler("lcm", {**noise_schedule.config, "original_inference_steps": distillation.calls})
-        self.sampler.set_timesteps(distillation.calls, device=accelerator.device)
-        self.starts = self.sampler.timesteps.clone()
-        self.raw_critic = critic_of(teacher.unet, distillation.calls)
-        self.critic = self._prepare(self.raw_critic)
-        self.teacher = in_best_layout(copy.deepcopy(teacher.unet).to(accelerator.device)).eval().requires_grad_(False)
+        self.teacher = in_best_layout(teacher_of(teacher).to(accelerator.device)).eval().requires_grad_(False)
         self.teacher_noise_schedule = teacher.noise_schedule
-        self.teacher_sha256 = _sha256(teacher.unet)
+        self.teacher_identity: dict[str, Any] = {"teacher": _sha256(self.teacher)}
+        if isinstance(self.teacher, Guided):
+            self.teacher_identity["autoguidance_scale"] = self.teacher.scale
 
     @property
     def guided(self) -> bool:
@@ -164,13 +210,52 @@ class Distiller(Learner):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a checkpoint must share with the run that loads it."""
-        return {**super().identity(), "distillation": {"calls": self.options.calls, "teacher": self.teacher_sha256}}
+        return {**super().identity(), "distillation": {"calls": self.options.calls, **self.teacher_identity}}
 
     def validate(self, validation: Validation, sampler: SchedulerMixin) -> dict[str, float]:
-        """Return the Fréchet distance of the averaged weights; a student has no loss at other noise levels."""
+        """Return the Fréchet distance of the averaged weights; the loss of a denoiser tells nothing of a student."""
         pipeline = self.pipeline(sampler)
         with self.accelerator.autocast():
             return validation.frechet_distance(pipeline)
+
+
+class GuidanceStudent(Student):
+    """Takes the steps of a student that predicts what the teacher and its guide predict together."""
+
+    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Return the mean squared difference from the guided prediction for each image of a pass, `(batch,)`."""
+        noisy = self.noise_schedule.add_noise(images, part.noise, part.timesteps)
+        with torch.no_grad(), self.accelerator.autocast():
+            target = self.teacher(noisy, part.timesteps, class_labels=class_labels).sample.float()
+        prediction = self.model(noisy, part.timesteps, class_labels=class_labels).sample.float()
+        return mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
+
+
+class Distiller(Student):
+    """Takes the steps of a student that samples in a few calls. They start from noisy training images, or own ones."""
+
+    def __init__(
+        self,
+        distillation: DistillationConfig,
+        teacher: DenoisingPipeline,
+        training: TrainingConfig,
+        model: ModelMixin,
+        noise_schedule: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+    ) -> None:
+        super().__init__(distillation, teacher, training, model, noise_schedule, accelerator, images)
+        if distillation.calls is None:
+            raise ValueError("calls is None, which makes no student of a few calls; take GuidanceStudent")
+        if training.gradient_accumulation_steps != 1:
+            raise ValueError("gradient_accumulation_steps must be 1 in a distillation; raise batch_size in its place")
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("FSDP splits one network, and a distillation trains two; use several_gpus.yaml")
+        self.sampler = make_scheduler("lcm", {**noise_schedule.config, "original_inference_steps": distillation.calls})
+        self.sampler.set_timesteps(distillation.calls, device=accelerator.device)
+        self.starts = self.sampler.timesteps.clone()
+        self.raw_critic = critic_of(teacher.unet, distillation.calls)
+        self.critic = self._prepare(self.raw_critic)
 
     def _learn(self) -> Tensor:
         """Step with student and critic; returns the critic's loss, or at the start the student's own."""
@@ -253,7 +338,7 @@ class Distiller(Learner):
         return noise[rows].to(device), timesteps[rows].to(device)
 
 
-def _sha256(model: ModelMixin) -> str:
+def _sha256(model: nn.Module) -> str:
     """Return the SHA-256 of a network's weights."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()

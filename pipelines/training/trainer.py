@@ -236,8 +236,8 @@ class Trainer:
                 sampling, progress = self.config.sampling, Progress(self.step, self.budget.seconds)
                 with optional("the model card"):
                     grid = image_grid(sample_images(sampling_pipeline, **sampling.arguments()))
-                    figures, origin = self.evaluation, self.config.init_from
-                    write_card(temporary, grid, pipeline, sampling, progress, figures, self.command, origin)
+                    figures, made = self.evaluation, self.config.made
+                    write_card(temporary, grid, pipeline, sampling, progress, figures, self.command, made)
             tracker.log_pipeline(self.folder.pipeline)
         self.accelerator.wait_for_everyone()
 

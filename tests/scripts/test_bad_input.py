@@ -373,6 +373,15 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.calls 0", "calls is 0"),
         ("--init_from teacher", "init_from is teacher, and a student starts from its teacher; leave it out"),
         ("--distillation.calls 21", "calls is 21; it must be up to 20"),
+        ("--distillation.calls null", "sampling.scheduler is lcm, for students of a few calls; give another"),
+        (
+            "--distillation.calls null --distillation.own_starts true",
+            "own_starts is True, and has no effect without calls; leave it out",
+        ),
+        (
+            "--distillation.calls null --sampling.scheduler ddim",
+            "calls is null, and the teacher has no guide: the student would be the teacher",
+        ),
         ("--distillation.calls 2", "4 inference steps were asked for; the sampler takes 1 to 2"),
         ("--sampling.scheduler ddim", "cannot sample from a network distilled for 4 calls; use lcm"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),

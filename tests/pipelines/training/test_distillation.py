@@ -12,10 +12,12 @@ from torch import nn
 
 from denoiser.blocks import batched_timestep
 from pipelines import DenoisingPipeline, SamplingConfig, load_pipeline, make_scheduler
+from pipelines.classes import Classes
 from pipelines.noise_levels import predicted_image
+from pipelines.predictor import Guidance, Predictor
 from pipelines.sampling import default_sampler
 from pipelines.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
-from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, student_of
+from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, GuidanceStudent, student_of
 from tests.conftest import another_process, randomised, tiny_basic_unet, tiny_unet
 
 SPREAD = 0.2
@@ -36,27 +38,33 @@ class NormalDenoiser(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=(1 - signal).sqrt() * surprise / (signal * SPREAD**2 + 1 - signal))
 
 
+def weaker_unet(**options):
+    """Return a guide: a smaller network than `tiny_unet`."""
+    return tiny_unet(block_out_channels=(16, 16), attention_levels=(), **options)
+
+
 @pytest.fixture
 def make_distiller(tmp_path, some_images):
-    """Return a maker of trainers of a distillation in float32, for eight steps unless labels_of_critic otherwise."""
+    """Return a maker of trainers of a distillation in float32, for eight steps unless told otherwise."""
 
-    def make(network, output_dir="run", resume=None, calls=4, **options):
+    def make(network, output_dir="run", resume=None, calls=4, guide=None, autoguidance_scale=2.0, **options):
         training = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 2}
         config = DistillationRun(
             output_dir=str(tmp_path / output_dir),
             training=TrainingConfig(**{**training, "checkpoint_every": 4, **options}),
-            sampling=SamplingConfig(num_images=4, scheduler="lcm", steps=2),
+            sampling=SamplingConfig(num_images=4, scheduler="ddim" if calls is None else "lcm", steps=2),
             tracking=TrackingConfig(mode="disabled"),
             resume=resume,
-            distillation=DistillationConfig(denoising_steps=2, critic_steps=2, calls=calls),
+            distillation=DistillationConfig(calls=calls, **({} if calls is None else {"denoising_steps": 2})),
         )
         another_process()
         accelerator = start_accelerator(config)
-        teacher = DenoisingPipeline(network, DDPMScheduler())
-        model, noise_schedule = student_of(teacher)
-        learner = Distiller(
-            config.distillation, teacher, config.training, model, noise_schedule, accelerator, some_images
+        teacher = DenoisingPipeline(
+            network, DDPMScheduler(), guide=guide, autoguidance_scale=1.0 if guide is None else autoguidance_scale
         )
+        model, noise_schedule = student_of(teacher, calls)
+        kind = GuidanceStudent if calls is None else Distiller
+        learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, some_images)
         return Trainer(config, learner)
 
     return make
@@ -114,9 +122,8 @@ def test_a_run_leaves_a_pipeline_that_samples_in_few_calls(make_distiller, class
     assert isinstance(pipeline.scheduler, LCMScheduler)
     assert default_sampler(pipeline.scheduler) == {"scheduler": "lcm", "steps": 4}
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert "distilled for sampling in up to 4 calls" in (trainer.folder.pipeline / "README.md").read_text(
-        encoding="utf-8"
-    )
+    card = (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
+    assert "distilled from `teacher` for sampling in up to 4 calls, for 8 optimizer steps" in card
     timesteps = {}
     for calls in (1, 2, 4):
         assert pipeline(2, num_inference_steps=calls, seed=0, output_type="pt").images.shape == (2, 1, 16, 16)
@@ -126,15 +133,17 @@ def test_a_run_leaves_a_pipeline_that_samples_in_few_calls(make_distiller, class
 
 def parameters(learner):
     """Return all that a distillation has learnt."""
-    networks = [learner.raw_model, learner.critic]
+    networks = [learner.raw_model, *([learner.critic] if isinstance(learner, Distiller) else [])]
     return [*learner.ema.shadow_params, *(parameter for network in networks for parameter in network.parameters())]
 
 
-def test_a_resumed_distillation_takes_the_same_steps(make_distiller):
-    whole = make_distiller(tiny_unet(dropout=0.3), max_steps=12)
+@pytest.mark.parametrize("calls", [4, None])
+def test_a_resumed_distillation_takes_the_same_steps(make_distiller, calls):
+    options = {"calls": calls, "guide": weaker_unet(), "max_steps": 12}
+    whole = make_distiller(tiny_unet(dropout=0.3), **options)
     whole.train()
     checkpoint = whole.folder.checkpoints / "step-00000008"
-    resumed = make_distiller(tiny_unet(dropout=0.3), "resumed", str(checkpoint), max_steps=12)
+    resumed = make_distiller(tiny_unet(dropout=0.3), "resumed", str(checkpoint), **options)
     assert resumed.step == 8
     resumed.train()
     for ours, theirs in zip(parameters(whole.learner), parameters(resumed.learner), strict=True):
@@ -151,12 +160,61 @@ def test_a_checkpoint_is_bound_to_its_distillation(make_distiller):
         make_distiller(randomised(tiny_unet()), "other", checkpoint)
 
 
+def test_a_checkpoint_is_bound_to_the_guide_and_its_scale(make_distiller):
+    trainer = make_distiller(tiny_unet(), calls=None, guide=weaker_unet())
+    trainer.train()
+    checkpoint = str(trainer.folder.checkpoints / "step-00000008")
+    with pytest.raises(ValueError, match="holds another distillation, or none: autoguidance_scale 2.0, not 3.0"):
+        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=weaker_unet(), autoguidance_scale=3.0)
+    with pytest.raises(ValueError, match="holds another distillation, or none: teacher .*, not"):
+        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=randomised(weaker_unet()))
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_the_teacher_of_few_calls_is_guided_where_it_has_a_guide(make_distiller, classes):
+    unet, guide = (make(num_class_embeds=classes) for make in (tiny_unet, weaker_unet))
+    learner = make_distiller(unet, guide=guide, autoguidance_scale=3.0).learner
+    noisy = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels, timesteps = None if classes is None else torch.tensor([0, 3, 9, 10]), torch.tensor([20, 300, 600, 940])
+    pipeline = DenoisingPipeline(unet, DDPMScheduler(), guide=guide, autoguidance_scale=3.0)
+    given = None if labels is None else Classes(labels[:, None], torch.ones(4, 1))
+    predictor = Predictor(unet, pipeline.scheduler, given, Guidance(auto_scale=3.0), guide=guide)
+    with torch.no_grad():
+        taught = learner.teacher(noisy, timesteps, class_labels=labels).sample
+        torch.testing.assert_close(taught, predictor(noisy, timesteps))
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_one_network_learns_the_guided_prediction(make_distiller, classes):
+    unet, guide = (make(num_class_embeds=classes) for make in (tiny_unet, weaker_unet))
+    trainer = make_distiller(unet, calls=None, guide=guide, max_steps=60, learning_rate=2e-3)
+    trainer.train()
+    pipeline, learner = load_pipeline(trainer.folder.pipeline), trainer.learner
+    assert pipeline.guide is None
+    assert pipeline.config.spacing == "log-snr"
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert default_sampler(pipeline.scheduler) == {"scheduler": "sde-dpmsolver++", "steps": 20}
+    noisy = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels, timesteps = None if classes is None else torch.arange(32) % 10, torch.arange(32) * 30
+    with torch.no_grad():
+        target = learner.teacher(noisy, timesteps, class_labels=labels).sample
+        before, after = (
+            (network(noisy, timesteps, class_labels=labels).sample - target).square().mean()
+            for network in (unet, pipeline.unet)
+        )
+    assert after < before / 2
+    card = (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
+    assert "distilled from `teacher` and its guide for 60 optimizer steps" in card
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1 in a distillation"),
         ({"calls": 1}, "2 inference steps were asked for; the sampler takes 1 to 1"),
         ({"calls": 0}, "calls is 0"),
+        ({"calls": None}, "calls is null, and the teacher has no guide: the student would be the teacher"),
+        ({"calls": None, "guide": tiny_unet(), "autoguidance_scale": 1.0}, "calls is null, and the teacher has no"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
     ],
 )
@@ -168,6 +226,6 @@ def test_distillations_that_cannot_be_are_refused(make_distiller, options, messa
 def test_what_cannot_be_a_teacher_is_refused():
     scheduler = make_scheduler("lcm", {**DDPMScheduler().config, "original_inference_steps": 4})
     with pytest.raises(ValueError, match="the teacher is distilled itself"):
-        student_of(DenoisingPipeline(tiny_unet(), scheduler))
+        student_of(DenoisingPipeline(tiny_unet(), scheduler), 4)
     with pytest.raises(ValueError, match="the teacher's network is a BasicUNet; only a UNet"):
-        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()))
+        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()), 4)
