@@ -13,7 +13,7 @@ from pipelines.sampling import default_sampler
 from pipelines.schedulers import make_scheduler
 
 # Each folder has the files of `DenoisingPipeline.save_pretrained`, a model card, and their SHA256SUMS (`make ship`).
-PRETRAINED = ("teacher", "student")
+PRETRAINED = ("teacher", "guided", "student")
 FOLDER = Path(__file__).parent / "weights"
 SUMS = "SHA256SUMS"
 LOADED = (".json", ".safetensors")
@@ -25,8 +25,9 @@ def load_pretrained(name: str = "teacher") -> DenoisingPipeline:
     """Load a pipeline for FashionMNIST at 16x16 that ships with the package.
 
     Args:
-        name: "teacher", trained for an hour, for every sampler; or "student", distilled from it for 1,
-            2 or 4 steps of the `lcm` sampler.
+        name: "teacher", a denoiser trained for an hour, with its guide, for every sampler; "guided", both
+            distilled into one network, for every sampler; or "student", distilled from the teacher for 1, 2
+            or 4 steps of the `lcm` sampler.
 
     Returns:
         The pipeline with its default sampler, progress bar off.
@@ -46,9 +47,9 @@ def find_pipeline(name_or_folder: str | os.PathLike[str]) -> DenoisingPipeline:
     """Load a pretrained pipeline by name, a saved one by folder, or one of the Hub, with its noise schedule.
 
     Args:
-        name_or_folder: "teacher", "student", a folder, or `user/name`, a repository of the Hugging Face
-            Hub, if there is no such folder. Of a repository, configs and safetensors are downloaded, never
-            code.
+        name_or_folder: "teacher", "guided", "student", a folder, or `user/name`, a repository of the
+            Hugging Face Hub, if there is no such folder. Of a repository, configs and safetensors are
+            downloaded, never code.
 
     Raises:
         ValueError: If a file is damaged, or not what was shipped, or weights are not in safetensors.

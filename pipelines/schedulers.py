@@ -24,7 +24,7 @@ from torch import Tensor
 from denoiser.checks import did_you_mean
 from pipelines.noise_levels import predicted_image, predicted_noise
 from pipelines.spacing import LARGEST_SIGMA
-from pipelines.stepping import accepted_by_step, distilled_calls
+from pipelines.stepping import STUDENT_CALLS, accepted_by_step, distilled_calls, student_timesteps
 
 # The options of a noise schedule.
 _NOISE_SCHEDULE = (
@@ -117,6 +117,22 @@ class ExactDDIMScheduler(DDIMScheduler):
         return DDIMSchedulerOutput(sample, image) if return_dict else (sample, image)
 
 
+class StudentScheduler(ExactDDIMScheduler):
+    """DDIM at the timesteps of a student of trajectories (`scripts/distill.py`)."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """Choose the timesteps of so many calls."""
+        if timesteps is not None or num_inference_steps is None:
+            raise ValueError(f"timesteps were given, and {type(self).__name__} chooses its own; leave them out")
+        own = student_timesteps(self.config.num_train_timesteps, num_inference_steps)
+        super().set_timesteps(device=device, timesteps=own)
+
+
 SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (ExactDDIMScheduler, {}),
@@ -127,7 +143,7 @@ SCHEDULERS: dict[str, tuple[type[SchedulerMixin], dict[str, Any]]] = {
     "euler": (BoundedEulerScheduler, {}),
     "euler-ancestral": (BoundedEulerAncestralScheduler, {}),
     "heun": (BoundedHeunScheduler, {}),
-    "lcm": (LCMScheduler, {}),  # for the students of scripts/distill.py
+    "lcm": (LCMScheduler, {}),  # for students whose calls end in clean images
 }
 
 
@@ -155,10 +171,13 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     scheduler_class, options = SCHEDULERS[name]
     config, remembered = _as_trained(config)
     calls = distilled_calls(config)
-    if scheduler_class is LCMScheduler:  # it picks its timesteps among so many
+    if scheduler_class is LCMScheduler and STUDENT_CALLS not in config:  # it picks its timesteps among so many
         options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
-    elif calls:
-        raise ValueError(f"scheduler '{name}' cannot sample from a network distilled for {calls} calls; use lcm")
+    elif calls and (name != "ddim" or STUDENT_CALLS not in config):
+        use = "ddim" if STUDENT_CALLS in config else "lcm"
+        raise ValueError(f"scheduler '{name}' cannot sample from a network distilled for {calls} calls; use {use}")
+    if STUDENT_CALLS in config:
+        scheduler_class = StudentScheduler
     if scheduler_class is DDPMScheduler:
         options = {**options, "variance_type": config.get("variance_type") or "fixed_small"}
     try:
@@ -167,8 +186,8 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
         _try_step(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
-    if remembered:
-        scheduler.register_to_config(**{_REMEMBERED: remembered})
+    own = {STUDENT_CALLS: config.get(STUDENT_CALLS), _REMEMBERED: remembered}
+    scheduler.register_to_config(**{option: value for option, value in own.items() if value})
     return scheduler
 
 

@@ -10,6 +10,7 @@ from diffusers import LCMScheduler, SchedulerMixin
 from torch import Tensor
 
 from pipelines.noise_levels import has_training_timesteps
+from pipelines.stepping import STUDENT_CALLS
 
 Spacing = Literal["timesteps", "log-snr"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
@@ -22,7 +23,11 @@ LAST = 0.01  # of the timesteps: where the last step starts
 
 def takes_timesteps(scheduler: SchedulerMixin) -> bool:
     """Return whether a scheduler takes the steps between given timesteps; a student's sampler has its own."""
-    if isinstance(scheduler, LCMScheduler) or any(scheduler.config.get(option) for option in OWN_LEVELS):
+    if (
+        isinstance(scheduler, LCMScheduler)
+        or STUDENT_CALLS in scheduler.config
+        or any(scheduler.config.get(option) for option in OWN_LEVELS)
+    ):
         return False
     return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters and has_training_timesteps(scheduler)
 

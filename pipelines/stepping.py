@@ -13,6 +13,7 @@ from torch import Tensor
 from denoiser.checks import check_between
 from pipelines.noise_levels import has_training_timesteps, noise_level, prediction_type
 
+STUDENT_CALLS = "_student_calls"  # name in a scheduler's config; diffusers hands such names to no constructor
 _GIVEN = {"self", "model_output", "timestep", "sample"}  # what every denoising loop hands to `step`
 
 # Stochastic samplers, by name: some are missing in older versions or need further packages.
@@ -33,6 +34,9 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
             f"{num_inference_steps} inference steps were asked for; the sampler takes {fewest} to {most} "
             f"({type(scheduler).__name__})"
         )
+    if (calls := scheduler.config.get(STUDENT_CALLS)) and num_inference_steps not in calls_of_student(calls):
+        known = ", ".join(map(str, calls_of_student(calls)))
+        raise ValueError(f"{num_inference_steps} inference steps were asked for; the student samples in {known}")
     if not _spaced(num_inference_steps, scheduler):
         nearest = [
             next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
@@ -74,8 +78,23 @@ def equal_stride(num_inference_steps: int, scheduler: SchedulerMixin) -> int:
 
 def distilled_calls(config: Mapping[str, Any]) -> int | None:
     """Return the number of network calls that a student was distilled for; None for other networks."""
-    calls = config.get("original_inference_steps")
+    calls = config.get(STUDENT_CALLS) or config.get("original_inference_steps")  # LCM's
     return calls if calls and calls < config["num_train_timesteps"] else None
+
+
+def calls_of_student(calls: int) -> list[int]:
+    """Return the numbers of calls in which a student of up to `calls` samples: each is half of the one before."""
+    return [calls >> halvings for halvings in range(calls.bit_length())]
+
+
+def student_timesteps(num_train_timesteps: int, calls: int) -> list[int]:
+    """Return the timesteps of a student's calls, even in timesteps.
+
+    They end a hundredth of the noise schedule lower for each further call. So no two numbers of calls
+    share a timestep, by which the network knows how far the next one is.
+    """
+    count = num_train_timesteps - (calls - 1) * round(num_train_timesteps / 100)
+    return [count * (calls - call) // calls - 1 for call in range(calls)]
 
 
 def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:

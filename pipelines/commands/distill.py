@@ -11,7 +11,7 @@ from pipelines.commands.parser import Parser, command
 from pipelines.commands.sets import check_set, data_of_run
 from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
-from pipelines.training.distillation import DistillationRun, Distiller, GuidanceStudent, student_of
+from pipelines.training.distillation import DistillationRun, kind_of, student_of
 
 
 def build_parser() -> Parser:
@@ -35,7 +35,7 @@ def main() -> None:
     config = replace(config, data=replace(config.data, size=config.data.size or teacher.image_shape[1:]))
     images, held_out = load_images(config.data, config.output_dir)
     check_set(images, teacher, config.data)
-    kind = GuidanceStudent if config.distillation.calls is None else Distiller
+    kind = kind_of(config.distillation)
     learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")

@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file; the options after it override it")
     parser.add_argument(
-        "--pipeline", type=str | None, help="folder of a pipeline, teacher, student, or user/name of the Hub"
+        "--pipeline", type=str | None, help="folder of a pipeline, teacher, guided, student, or user/name of the Hub"
     )
     parser.add_argument("--images", type=str | None, help="folder of PNG files, or an .npz file, instead of a pipeline")
     parser.add_argument(

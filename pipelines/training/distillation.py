@@ -3,7 +3,9 @@
 One network for two is a plain regression: at each of the teacher's own noise levels, the student
 learns the prediction that autoguidance makes of network and guide.
 
-A few calls need a distribution to match. Score identity distillation (SiD: Zhou et al. 2024, ICML;
+A student of trajectories learns the steps of the teacher's ODE, several at once, by regression too.
+
+A distribution can be matched instead. Score identity distillation (SiD: Zhou et al. 2024, ICML;
 few-step: Zhou et al. 2025) needs no target images. The student maps a few noise levels directly to
 clean images. Its images are noised again and given to two denoisers: the teacher, which was trained
 on the data, and a critic, which is trained on the student's images. The student minimises the Fisher
@@ -15,8 +17,10 @@ all calls would be matched, and one call could be too dark where another is too 
 
 import copy
 import hashlib
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -36,7 +40,8 @@ from denoiser.unet import UNet
 from pipelines import DenoisingPipeline, SamplingConfig, make_scheduler
 from pipelines.noise_levels import predicted_image
 from pipelines.schedulers import build_scheduler
-from pipelines.stepping import distilled_calls
+from pipelines.spacing import spaced_timesteps
+from pipelines.stepping import STUDENT_CALLS, Stepper, calls_of_student, distilled_calls, student_timesteps
 from pipelines.training.config import RunConfig, TrainingConfig, architecture
 from pipelines.training.learner import Learner
 from pipelines.training.loss import denoising_loss
@@ -45,7 +50,8 @@ from pipelines.training.metrics import Validation
 # Timesteps at which student and teacher are compared, as fractions of all: below, the noise changes nothing;
 # above, the clean image no longer follows from the predicted noise.
 COMPARED = (0.02, 0.95)
-MOST_CALLS = 20
+MOST_CALLS = 8
+TRAJECTORY_STEPS = 12  # of the teacher, about
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class DistillationConfig:
         calls: Network calls in which the student samples, at most. Each of their noise levels is trained
             equally, so fewer calls at some of them work too. None makes one denoiser of the teacher and its
             guide, for every sampler; the attributes below have no effect on it.
-        critic_steps: Critic steps for each student step.
+        objective: "sid", the teacher's distribution, or "trajectories", the steps of its ODE.
+        critic_steps: Critic steps for each student step of "sid".
         denoising_steps: Steps at the start in which the student learns to predict velocities: at pure
             noise the noise that the teacher predicts says nothing of the image.
         own_starts: Whether calls start from the student's own images, as in sampling (DMD2: Yin et al.
@@ -66,6 +73,7 @@ class DistillationConfig:
 
     teacher: str = "teacher"
     calls: int | None = 4
+    objective: Literal["sid", "trajectories"] = "sid"
     critic_steps: int = 2
     denoising_steps: int = 300
     own_starts: bool = False
@@ -88,8 +96,8 @@ class DistillationRun(RunConfig):
     """Settings of a distillation run; the learning rate is the student's and the critic's.
 
     Attributes:
-        sampling: Sampling settings of the sample grids: lcm, with at most the student's calls; without calls,
-            any other sampler.
+        sampling: Sampling settings of the sample grids: lcm for "sid" and ddim for "trajectories", with at most
+            the student's calls; without calls any other sampler than lcm.
         distillation: Distillation settings.
     """
 
@@ -222,13 +230,95 @@ class Student(Learner):
 class GuidanceStudent(Student):
     """Takes the steps of a student that predicts what the teacher and its guide predict together."""
 
-    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Return the mean squared difference from the guided prediction for each image of a pass, `(batch,)`."""
+    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the mean squared differences from the guided predictions of a pass, and their timesteps."""
         noisy = self.noise_schedule.add_noise(images, part.noise, part.timesteps)
         with torch.no_grad(), self.accelerator.autocast():
             target = self.teacher(noisy, part.timesteps, class_labels=class_labels).sample.float()
         prediction = self.model(noisy, part.timesteps, class_labels=class_labels).sample.float()
-        return mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3))
+        return mse_loss(prediction, target, reduction="none").mean(dim=(1, 2, 3)), part.timesteps
+
+
+class TrajectoryStudent(Student):
+    """Takes the steps of a student that goes along the teacher's trajectories in a few calls.
+
+    For each number of calls, the student's calls divide the trajectory of the teacher's ODE from noise to
+    an image. A call starts from the trajectory, and its target is the velocity with which one step of DDIM
+    comes to where the next call starts, or to the image (Salimans & Ho 2022, appendix G; several steps at
+    once instead of two).
+    """
+
+    def __init__(
+        self,
+        distillation: DistillationConfig,
+        teacher: DenoisingPipeline,
+        training: TrainingConfig,
+        model: ModelMixin,
+        noise_schedule: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+    ) -> None:
+        super().__init__(distillation, teacher, training, model, noise_schedule, accelerator, images)
+        if distillation.calls is None:
+            raise ValueError("calls is None, which makes no student of a few calls; take GuidanceStudent")
+        if training.loss_weighting != "prediction":
+            raise ValueError("training.loss_weighting is min_snr, of the losses of denoisers; leave it out")
+        self.sampler = make_scheduler("ddim", {**noise_schedule.config, STUDENT_CALLS: distillation.calls})
+        count = noise_schedule.config.num_train_timesteps
+        self.calls = [student_timesteps(count, calls) for calls in calls_of_student(distillation.calls)]
+        timesteps = [timestep for own in self.calls for timestep in own]
+        if len(set(timesteps)) < len(timesteps):
+            raise ValueError(f"num_train_timesteps is {count}, too few to tell calls apart; 100 are enough")
+        self.solver = make_scheduler("dpmsolver++", self.teacher_noise_schedule.config)
+        self.timesteps = _between(
+            noise_schedule.alphas_cumprod, {timestep for own in self.calls for timestep in own[1:]}
+        )
+
+    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the mean squared errors of a pass, of each call from each image's noise, and their timesteps."""
+        if self.step < self.options.denoising_steps:
+            return super()._losses(part, images, class_labels)
+        inputs, timesteps, targets = self._calls(part.noise, class_labels)
+        repeats = len(timesteps) // len(images)
+        labels = None if class_labels is None else class_labels.repeat(repeats)
+        prediction = self.model(inputs, timesteps, class_labels=labels).sample.float()
+        return mse_loss(prediction, targets, reduction="none").mean(dim=(1, 2, 3)), timesteps
+
+    def _calls(self, noise: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the inputs, timesteps and target velocities of all calls on the trajectories from noise."""
+        points = self._trajectory(noise, class_labels)
+        inputs, timesteps, targets = [], [], []
+        for own in self.calls:
+            for timestep, following in zip(own, [*own[1:], None], strict=True):
+                start = noise if timestep == own[0] else points[timestep]
+                signal, deviation = self._level(timestep)
+                next_signal, next_deviation = self._level(following)
+                rest = next_deviation / deviation  # of the input, in a step of DDIM
+                clean = (points[following] - rest * start) / (next_signal - rest * signal)
+                inputs.append(start)
+                timesteps.append(torch.full((len(noise),), timestep, device=noise.device))
+                targets.append((signal * start - clean) / deviation)
+        return torch.cat(inputs), torch.cat(timesteps), torch.cat(targets)
+
+    @torch.no_grad()
+    def _trajectory(self, noise: Tensor, class_labels: Tensor | None) -> dict[int | None, Tensor]:
+        """Return the teacher's noisy images by timestep, and its images at None."""
+        stepper = Stepper(self.solver, len(self.timesteps), noise.device, timesteps=self.timesteps)
+        sample, points = stepper.from_noise(noise), dict[int | None, Tensor]()
+        for timestep in stepper.timesteps:
+            points[int(timestep)] = sample
+            with self.accelerator.autocast():
+                prediction = self.teacher(sample, timestep.expand(len(noise)), class_labels=class_labels).sample
+            sample = stepper.step(prediction.float(), timestep, sample)
+        points[None] = sample.clamp(-1, 1)
+        return points
+
+    def _level(self, timestep: int | None) -> tuple[float, float]:
+        """Return the factors of image and noise at a timestep; without noise at None."""
+        if timestep is None:
+            return 1.0, 0.0
+        power = float(self.noise_schedule.alphas_cumprod[timestep])
+        return math.sqrt(power), math.sqrt(1 - power)
 
 
 class Distiller(Student):
@@ -336,6 +426,27 @@ class Distiller(Student):
         noise = torch.randn(whole, *self.image_shape, generator=generator)
         rows, device = slice(self._start(0), self._start(0) + length), self.accelerator.device
         return noise[rows].to(device), timesteps[rows].to(device)
+
+
+def kind_of(distillation: DistillationConfig) -> type[Student]:
+    """Return the learner of a distillation."""
+    if distillation.calls is None:
+        return GuidanceStudent
+    return TrajectoryStudent if distillation.objective == "trajectories" else Distiller
+
+
+def _between(alphas_cumprod: Tensor, points: set[int]) -> list[int]:
+    """Return timesteps with all `points` among them, and the others about even in log SNR, noisiest first."""
+    log_snr = alphas_cumprod.double().logit()
+    highest, *_, lowest = spaced_timesteps(alphas_cumprod, TRAJECTORY_STEPS)
+    length = float(log_snr[lowest] - log_snr[highest]) / TRAJECTORY_STEPS
+    ends = [highest, *sorted((point for point in points if lowest < point < highest), reverse=True), lowest]
+    timesteps = []
+    for start, end in pairwise(ends):
+        steps = max(1, round(float(log_snr[end] - log_snr[start]) / length))
+        levels = torch.linspace(float(log_snr[start]), float(log_snr[end]), steps + 1, dtype=torch.double)
+        timesteps += [start, *((log_snr - level).abs().argmin().item() for level in levels[1:-1])]
+    return [*timesteps, lowest]
 
 
 def _sha256(model: nn.Module) -> str:

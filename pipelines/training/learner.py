@@ -246,14 +246,15 @@ class Learner:
         accelerator = self.accelerator
         self._seed_network(self._start(micro_step))
         with accelerator.accumulate(self.model):
-            losses = self._losses(part, images, class_labels)
-            self._step(self.model, self.optimizers[0], (losses * self.loss_weights[part.timesteps]).mean())
-        self.window.count(losses.detach(), part.timesteps)
+            losses, timesteps = self._losses(part, images, class_labels)
+            self._step(self.model, self.optimizers[0], (losses * self.loss_weights[timesteps]).mean())
+        self.window.count(losses.detach(), timesteps)
         return losses.detach().mean()
 
-    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Return the loss of each image of a pass, `(batch,)`."""
-        return denoising_loss(self.model, self.noise_schedule, images, part.noise, part.timesteps, class_labels)
+    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the losses of a pass, and their timesteps, both `(predictions,)`."""
+        timesteps = part.timesteps
+        return denoising_loss(self.model, self.noise_schedule, images, part.noise, timesteps, class_labels), timesteps
 
     def _step(self, model: nn.Module, optimizer: Optimizer, loss: Tensor) -> None:
         """Pass a loss backward; after the last pass, step unless the gradient is not finite."""

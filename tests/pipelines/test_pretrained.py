@@ -25,7 +25,10 @@ from pipelines.evaluation.judge_networks import JUDGES
 from pipelines.sampling import SamplingConfig, default_sampler
 
 
-@pytest.mark.parametrize(("name", "sampler", "steps"), [("teacher", "sde-dpmsolver++", 20), ("student", "lcm", 4)])
+@pytest.mark.parametrize(
+    ("name", "sampler", "steps"),
+    [("teacher", "sde-dpmsolver++", 20), ("guided", "sde-dpmsolver++", 20), ("student", "lcm", 4)],
+)
 def test_it_draws_what_is_asked_for(name, sampler, steps):
     pipeline = load_pretrained(name)
     assert tuple(pipeline.config.class_names) == CLASS_NAMES

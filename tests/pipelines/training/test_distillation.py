@@ -17,7 +17,7 @@ from pipelines.noise_levels import predicted_image
 from pipelines.predictor import Guidance, Predictor
 from pipelines.sampling import default_sampler
 from pipelines.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
-from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, GuidanceStudent, student_of
+from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, kind_of, student_of
 from tests.conftest import another_process, randomised, tiny_basic_unet, tiny_unet
 
 SPREAD = 0.2
@@ -47,23 +47,25 @@ def weaker_unet(**options):
 def make_distiller(tmp_path, some_images):
     """Return a maker of trainers of a distillation in float32, for eight steps unless told otherwise."""
 
-    def make(network, output_dir="run", resume=None, calls=4, guide=None, autoguidance_scale=2.0, **options):
+    def make(network, output_dir="run", resume=None, calls=4, guide=None, scale=2.0, objective="sid", **options):
         training = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 2}
+        scheduler = "lcm" if objective == "sid" and calls is not None else "ddim"
+        own = {} if calls is None else {"denoising_steps": 2, "objective": objective}
         config = DistillationRun(
             output_dir=str(tmp_path / output_dir),
             training=TrainingConfig(**{**training, "checkpoint_every": 4, **options}),
-            sampling=SamplingConfig(num_images=4, scheduler="ddim" if calls is None else "lcm", steps=2),
+            sampling=SamplingConfig(num_images=4, scheduler=scheduler, steps=2),
             tracking=TrackingConfig(mode="disabled"),
             resume=resume,
-            distillation=DistillationConfig(calls=calls, **({} if calls is None else {"denoising_steps": 2})),
+            distillation=DistillationConfig(calls=calls, **own),
         )
         another_process()
         accelerator = start_accelerator(config)
         teacher = DenoisingPipeline(
-            network, DDPMScheduler(), guide=guide, autoguidance_scale=1.0 if guide is None else autoguidance_scale
+            network, DDPMScheduler(), guide=guide, autoguidance_scale=1.0 if guide is None else scale
         )
         model, noise_schedule = student_of(teacher, calls)
-        kind = GuidanceStudent if calls is None else Distiller
+        kind = kind_of(config.distillation)
         learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, some_images)
         return Trainer(config, learner)
 
@@ -137,9 +139,9 @@ def parameters(learner):
     return [*learner.ema.shadow_params, *(parameter for network in networks for parameter in network.parameters())]
 
 
-@pytest.mark.parametrize("calls", [4, None])
-def test_a_resumed_distillation_takes_the_same_steps(make_distiller, calls):
-    options = {"calls": calls, "guide": weaker_unet(), "max_steps": 12}
+@pytest.mark.parametrize(("calls", "objective"), [(4, "trajectories"), (4, "sid"), (None, "sid")])
+def test_a_resumed_distillation_takes_the_same_steps(make_distiller, calls, objective):
+    options = {"calls": calls, "objective": objective, "guide": weaker_unet(), "max_steps": 12}
     whole = make_distiller(tiny_unet(dropout=0.3), **options)
     whole.train()
     checkpoint = whole.folder.checkpoints / "step-00000008"
@@ -165,7 +167,7 @@ def test_a_checkpoint_is_bound_to_the_guide_and_its_scale(make_distiller):
     trainer.train()
     checkpoint = str(trainer.folder.checkpoints / "step-00000008")
     with pytest.raises(ValueError, match="holds another distillation, or none: autoguidance_scale 2.0, not 3.0"):
-        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=weaker_unet(), autoguidance_scale=3.0)
+        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=weaker_unet(), scale=3.0)
     with pytest.raises(ValueError, match="holds another distillation, or none: teacher .*, not"):
         make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=randomised(weaker_unet()))
 
@@ -173,7 +175,7 @@ def test_a_checkpoint_is_bound_to_the_guide_and_its_scale(make_distiller):
 @pytest.mark.parametrize("classes", [None, 10])
 def test_the_teacher_of_few_calls_is_guided_where_it_has_a_guide(make_distiller, classes):
     unet, guide = (make(num_class_embeds=classes) for make in (tiny_unet, weaker_unet))
-    learner = make_distiller(unet, guide=guide, autoguidance_scale=3.0).learner
+    learner = make_distiller(unet, guide=guide, scale=3.0).learner
     noisy = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     labels, timesteps = None if classes is None else torch.tensor([0, 3, 9, 10]), torch.tensor([20, 300, 600, 940])
     pipeline = DenoisingPipeline(unet, DDPMScheduler(), guide=guide, autoguidance_scale=3.0)
@@ -182,6 +184,61 @@ def test_the_teacher_of_few_calls_is_guided_where_it_has_a_guide(make_distiller,
     with torch.no_grad():
         taught = learner.teacher(noisy, timesteps, class_labels=labels).sample
         torch.testing.assert_close(taught, predictor(noisy, timesteps))
+
+
+def test_steps_by_the_targets_lead_along_the_teachers_trajectory(make_distiller):
+    learner = make_distiller(tiny_unet(num_class_embeds=None), objective="trajectories").learner
+    learner.teacher = NormalDenoiser(0.3)
+    noise = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    solver = make_scheduler("dpmsolver++", DDPMScheduler().config)
+    teacher = DenoisingPipeline(learner.teacher, solver)
+    expected = teacher(8, noise=noise, timesteps=learner.timesteps, output_type="latent").images
+    _, timesteps, targets = learner._calls(noise, None)
+    by_timestep = dict(zip(timesteps[::8].tolist(), targets.split(8), strict=True))
+    for calls in (1, 2, 4):
+        learner.sampler.set_timesteps(calls)
+        assert len(learner.sampler.timesteps) == calls
+        sample = noise
+        for timestep in learner.sampler.timesteps:
+            sample = learner.sampler.step(by_timestep.pop(int(timestep)), timestep, sample).prev_sample
+        torch.testing.assert_close(sample, expected.clamp(-1, 1), rtol=0, atol=1e-4)
+    assert not by_timestep
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_a_student_of_trajectories_samples_in_its_own_numbers_of_calls(make_distiller, classes):
+    trainer = make_distiller(tiny_unet(num_class_embeds=classes), objective="trajectories")
+    trainer.train()
+    pipeline = load_pipeline(trainer.folder.pipeline)
+    assert default_sampler(pipeline.scheduler) == {"scheduler": "ddim", "steps": 4}
+    taken = []
+    for calls in (1, 2, 4):
+        assert pipeline(2, num_inference_steps=calls, seed=0, output_type="pt").images.shape == (2, 1, 16, 16)
+        taken += pipeline.scheduler.timesteps.tolist()
+    assert len({*taken}) == 7
+    again = make_scheduler("ddim", make_scheduler("ddim", pipeline.scheduler.config).config)
+    again.set_timesteps(2)
+    assert set(again.timesteps.tolist()) < {*taken}
+    for refused, message in (
+        ({"num_inference_steps": 3}, "the student samples in 4, 2, 1"),
+        ({"timesteps": [500, 20]}, "StudentScheduler chooses its own; leave them out"),
+        ({"spacing": "log-snr"}, "StudentScheduler chooses its timesteps itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(1, seed=0, **refused)
+    with pytest.raises(ValueError, match="cannot sample from a network distilled for 4 calls; use ddim"):
+        make_scheduler("lcm", pipeline.scheduler.config)
+
+
+def test_a_call_learns_to_take_its_part_of_the_trajectory(make_distiller):
+    network = tiny_unet(attention_levels=(), num_class_embeds=None)
+    trainer = make_distiller(network, calls=2, objective="trajectories", max_steps=150, learning_rate=4e-3)
+    trainer.learner.teacher = NormalDenoiser(0.5)
+    trainer.train()
+    pipeline = load_pipeline(trainer.folder.pipeline)
+    for calls in (1, 2):
+        images = 2 * pipeline(32, seed=0, num_inference_steps=calls, output_type="pt").images - 1
+        assert float(images.mean()) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("classes", [None, 10])
@@ -214,8 +271,11 @@ def test_one_network_learns_the_guided_prediction(make_distiller, classes):
         ({"calls": 1}, "2 inference steps were asked for; the sampler takes 1 to 1"),
         ({"calls": 0}, "calls is 0"),
         ({"calls": None}, "calls is null, and the teacher has no guide: the student would be the teacher"),
-        ({"calls": None, "guide": tiny_unet(), "autoguidance_scale": 1.0}, "calls is null, and the teacher has no"),
+        ({"calls": None, "guide": tiny_unet(), "scale": 1.0}, "calls is null, and the teacher has no"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
+        ({"objective": "trajectories", "loss_weighting": "min_snr"}, "training.loss_weighting is min_snr"),
+        ({"objective": "trajectory"}, "objective is 'trajectory'"),
+        ({"calls": 9}, "calls is 9; it must be up to 8"),
     ],
 )
 def test_distillations_that_cannot_be_are_refused(make_distiller, options, message):
