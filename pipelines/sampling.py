@@ -16,7 +16,7 @@ from pipelines.images import quantised
 from pipelines.predictor import Guidance
 from pipelines.schedulers import check_scheduler_name
 from pipelines.spacing import Spacing, check_spacing
-from pipelines.stepping import STUDENT_CALLS, check_eta, check_steps, distilled_calls
+from pipelines.stepping import check_eta, check_steps, distilled_calls, sampler_of_student
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SamplingConfig:
 def default_sampler(noise_schedule: SchedulerMixin) -> dict[str, Any]:
     """Return the default sampler and its steps for a network of this noise schedule."""
     if calls := distilled_calls(noise_schedule.config):
-        return {"scheduler": "ddim" if STUDENT_CALLS in noise_schedule.config else "lcm", "steps": calls}
+        return {"scheduler": sampler_of_student(noise_schedule.config), "steps": calls}
     return {"scheduler": SamplingConfig.scheduler, "steps": SamplingConfig.steps}
 
 

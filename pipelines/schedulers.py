@@ -24,7 +24,14 @@ from torch import Tensor
 from denoiser.checks import did_you_mean
 from pipelines.noise_levels import predicted_image, predicted_noise
 from pipelines.spacing import LARGEST_SIGMA
-from pipelines.stepping import STUDENT_CALLS, accepted_by_step, distilled_calls, student_timesteps
+from pipelines.stepping import (
+    STUDENT_CALLS,
+    accepted_by_step,
+    calls_of_student,
+    distilled_calls,
+    sampler_of_student,
+    student_timesteps,
+)
 
 # The options of a noise schedule.
 _NOISE_SCHEDULE = (
@@ -118,7 +125,10 @@ class ExactDDIMScheduler(DDIMScheduler):
 
 
 class StudentScheduler(ExactDDIMScheduler):
-    """DDIM at the timesteps of a student of trajectories (`scripts/distill.py`)."""
+    """DDIM at the timesteps of a student of trajectories (`scripts/distill.py`), without clipping.
+
+    A call's clean image is where the line to the next call's start points, which may be out of range.
+    """
 
     def set_timesteps(
         self,
@@ -126,9 +136,12 @@ class StudentScheduler(ExactDDIMScheduler):
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
-        """Choose the timesteps of so many calls."""
-        if timesteps is not None or num_inference_steps is None:
+        """Choose the timesteps of so many calls; raises `ValueError` for another number than was trained."""
+        if timesteps is not None:
             raise ValueError(f"timesteps were given, and {type(self).__name__} chooses its own; leave them out")
+        known = calls_of_student(self.config[STUDENT_CALLS])
+        if num_inference_steps not in known:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; it is one of {known}")
         own = student_timesteps(self.config.num_train_timesteps, num_inference_steps)
         super().set_timesteps(device=device, timesteps=own)
 
@@ -171,13 +184,12 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     scheduler_class, options = SCHEDULERS[name]
     config, remembered = _as_trained(config)
     calls = distilled_calls(config)
-    if scheduler_class is LCMScheduler and STUDENT_CALLS not in config:  # it picks its timesteps among so many
-        options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
-    elif calls and (name != "ddim" or STUDENT_CALLS not in config):
-        use = "ddim" if STUDENT_CALLS in config else "lcm"
+    if calls and name != (use := sampler_of_student(config)):
         raise ValueError(f"scheduler '{name}' cannot sample from a network distilled for {calls} calls; use {use}")
+    if scheduler_class is LCMScheduler:  # it picks its timesteps among so many
+        options = {**options, "original_inference_steps": calls or config["num_train_timesteps"]}
     if STUDENT_CALLS in config:
-        scheduler_class = StudentScheduler
+        return _student_scheduler(config)
     if scheduler_class is DDPMScheduler:
         options = {**options, "variance_type": config.get("variance_type") or "fixed_small"}
     try:
@@ -186,8 +198,14 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
         _try_step(scheduler_class.from_config(scheduler.config))
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         raise ValueError(f"scheduler '{name}' cannot take this noise schedule or network: {error}") from error
-    own = {STUDENT_CALLS: config.get(STUDENT_CALLS), _REMEMBERED: remembered}
-    scheduler.register_to_config(**{option: value for option, value in own.items() if value})
+    if remembered:
+        scheduler.register_to_config(**{_REMEMBERED: remembered})
+    return scheduler
+
+
+def _student_scheduler(config: Mapping[str, Any]) -> SchedulerMixin:
+    scheduler = build_scheduler(StudentScheduler, config, clip_sample=False)
+    scheduler.register_to_config(**{STUDENT_CALLS: config[STUDENT_CALLS]})
     return scheduler
 
 

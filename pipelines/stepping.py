@@ -29,14 +29,13 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
     fewest, most = _fewest(scheduler), distilled_calls(scheduler.config) or scheduler.config.num_train_timesteps
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; it must be a whole number")
+    if calls := scheduler.config.get(STUDENT_CALLS):
+        _check_student_steps(num_inference_steps, calls, scheduler)
     if not fewest <= num_inference_steps <= most:
         raise ValueError(
             f"{num_inference_steps} inference steps were asked for; the sampler takes {fewest} to {most} "
             f"({type(scheduler).__name__})"
         )
-    if (calls := scheduler.config.get(STUDENT_CALLS)) and num_inference_steps not in calls_of_student(calls):
-        known = ", ".join(map(str, calls_of_student(calls)))
-        raise ValueError(f"{num_inference_steps} inference steps were asked for; the student samples in {known}")
     if not _spaced(num_inference_steps, scheduler):
         nearest = [
             next((str(steps) for steps in way if _spaced(steps, scheduler)), "")
@@ -48,6 +47,14 @@ def check_steps(num_inference_steps: int, scheduler: SchedulerMixin) -> None:
         )
 
 
+def _check_student_steps(steps: int, calls: int, scheduler: SchedulerMixin) -> None:
+    if (name := type(scheduler).__name__) != "StudentScheduler":
+        raise ValueError(f"{name} has not the timesteps of a student; make its sampler with make_scheduler('ddim', …)")
+    if steps not in (known := calls_of_student(calls)):
+        told = ", ".join(map(str, known))
+        raise ValueError(f"{steps} inference steps were asked for; the student samples in {told}")
+
+
 def _fewest(scheduler: SchedulerMixin) -> int:
     """Return the smallest number of steps that a scheduler supports."""
     if isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps:
@@ -57,7 +64,8 @@ def _fewest(scheduler: SchedulerMixin) -> int:
 
 def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
     """Return whether diffusers' `np.arange(count, 0, -count / steps)` has as many entries as steps."""
-    if scheduler.config.get("timestep_spacing") != "trailing" or isinstance(scheduler, LCMScheduler):
+    own = isinstance(scheduler, LCMScheduler) or STUDENT_CALLS in scheduler.config
+    if own or scheduler.config.get("timestep_spacing") != "trailing":
         return True
     count = scheduler.config.num_train_timesteps
     return math.ceil(count / (count / num_inference_steps)) == num_inference_steps
@@ -83,7 +91,7 @@ def distilled_calls(config: Mapping[str, Any]) -> int | None:
 
 
 def calls_of_student(calls: int) -> list[int]:
-    """Return the numbers of calls in which a student of up to `calls` samples: each is half of the one before."""
+    """Return the numbers of calls in which a student of trajectories samples: `calls` and its halves, rounded down."""
     return [calls >> halvings for halvings in range(calls.bit_length())]
 
 
@@ -97,6 +105,11 @@ def student_timesteps(num_train_timesteps: int, calls: int) -> list[int]:
     return [count * (calls - call) // calls - 1 for call in range(calls)]
 
 
+def sampler_of_student(config: Mapping[str, Any]) -> str:
+    """Return the name of the sampler of a student, whose scheduler has this config."""
+    return "ddim" if STUDENT_CALLS in config else "lcm"
+
+
 def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any]:
     """Return the options that the scheduler's `step` takes."""
     known = inspect.signature(scheduler.step).parameters
@@ -105,6 +118,8 @@ def accepted_by_step(scheduler: SchedulerMixin, **options: Any) -> dict[str, Any
 
 def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
     """Raise `ValueError` if `eta` is out of range, or above 0 for a scheduler that takes none."""
+    if eta and STUDENT_CALLS in scheduler.config:
+        raise ValueError(f"eta is {eta}, and the steps of a student take none; leave it at 0")
     if eta and "eta" not in accepted_by_step(scheduler, eta=eta):
         raise ValueError(f"eta is {eta}, and {type(scheduler).__name__} takes none; use ddim, or leave it at 0")
     check_between(0, 1, eta=eta)

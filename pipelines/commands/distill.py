@@ -11,7 +11,11 @@ from pipelines.commands.parser import Parser, command
 from pipelines.commands.sets import check_set, data_of_run
 from pipelines.commands.train import load_images, train_and_report, typed_command
 from pipelines.training import Trainer, start_accelerator
-from pipelines.training.distillation import DistillationRun, kind_of, student_of
+from pipelines.training.distillation import DistillationRun, GuidanceStudent, student_of
+from pipelines.training.score_identity import Distiller
+from pipelines.training.trajectories import TrajectoryStudent
+
+LEARNERS = {"sid": Distiller, "trajectories": TrajectoryStudent, "guidance": GuidanceStudent}
 
 
 def build_parser() -> Parser:
@@ -31,11 +35,11 @@ def main() -> None:
     config = DistillationRun(**{field.name: options[field.name] for field in fields(DistillationRun)})
     accelerator = start_accelerator(config)
     teacher = find_pipeline(config.distillation.teacher)
-    model, noise_schedule = student_of(teacher, config.distillation.calls)
+    model, noise_schedule = student_of(teacher, config.distillation)
     config = replace(config, data=replace(config.data, size=config.data.size or teacher.image_shape[1:]))
     images, held_out = load_images(config.data, config.output_dir)
     check_set(images, teacher, config.data)
-    kind = kind_of(config.distillation)
+    kind = LEARNERS[config.distillation.objective]
     learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, images)
     trainer = Trainer(config, learner, held_out, typed_command())
     train_and_report(trainer, f"distilling {config.distillation.teacher} ({model.num_parameters():,} parameters)")

@@ -64,7 +64,8 @@ def write_card(
 ) -> None:
     """Write the card and its sample grid into the folder of a saved pipeline.
 
-    `made` says how its network was, as "trained".
+    Args:
+        made: How the network was made, as "trained".
     """
     names, config, network = pipeline.config.class_names, pipeline.scheduler.config, type(pipeline.unet).__name__
     sampler = make_scheduler(sampling.scheduler, config)

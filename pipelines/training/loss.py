@@ -147,4 +147,9 @@ def denoising_loss(
     labels = {} if class_labels is None else {"class_labels": class_labels}
     prediction = model(noisy, timesteps, **labels).sample
     target = prediction_target(noise_schedule, images, noise, timesteps)
+    return squared_errors(prediction, target)
+
+
+def squared_errors(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the mean squared error of each image, `(batch,)` in float32."""
     return mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))

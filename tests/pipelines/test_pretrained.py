@@ -40,7 +40,10 @@ def test_it_draws_what_is_asked_for(name, sampler, steps):
     assert right.float().mean() > 0.75  # 0.93 of real images
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("teacher", DPMSolverMultistepScheduler), ("student", LCMScheduler)])
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [("teacher", DPMSolverMultistepScheduler), ("guided", DPMSolverMultistepScheduler), ("student", LCMScheduler)],
+)
 def test_from_python_it_draws_what_the_command_draws(name, scheduler, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sample.py", "--pipeline", name, "--labels", "bag", "--num_images", "1"])
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DDPMScheduler, LCMScheduler, ModelMixin
+from diffusers import ConfigMixin, DDIMScheduler, DDPMScheduler, LCMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from einops import rearrange
@@ -13,14 +13,18 @@ from torch import nn
 from denoiser.blocks import batched_timestep
 from pipelines import DenoisingPipeline, SamplingConfig, load_pipeline, make_scheduler
 from pipelines.classes import Classes
+from pipelines.commands.distill import LEARNERS
 from pipelines.noise_levels import predicted_image
 from pipelines.predictor import Guidance, Predictor
 from pipelines.sampling import default_sampler
 from pipelines.training import TrackingConfig, Trainer, TrainingConfig, start_accelerator
-from pipelines.training.distillation import DistillationConfig, DistillationRun, Distiller, kind_of, student_of
+from pipelines.training.distillation import DistillationConfig, DistillationRun, student_of
+from pipelines.training.score_identity import Distiller
 from tests.conftest import another_process, randomised, tiny_basic_unet, tiny_unet
 
 SPREAD = 0.2
+TRAINING = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no"}
+TRAINING |= {"log_every": 2, "checkpoint_every": 4}
 
 
 class NormalDenoiser(ModelMixin, ConfigMixin):
@@ -43,29 +47,45 @@ def weaker_unet(**options):
     return tiny_unet(block_out_channels=(16, 16), attention_levels=(), **options)
 
 
+def labelled_unet2d():
+    """Return a guide of diffusers', which has no null label."""
+    widths = {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    return UNet2DModel(sample_size=16, in_channels=1, out_channels=1, num_class_embeds=10, **widths)
+
+
 @pytest.fixture
 def make_distiller(tmp_path, some_images):
     """Return a maker of trainers of a distillation in float32, for eight steps unless told otherwise."""
 
-    def make(network, output_dir="run", resume=None, calls=4, guide=None, scale=2.0, objective="sid", **options):
-        training = {"max_steps": 8, "batch_size": 16, "warmup_steps": 2, "mixed_precision": "no", "log_every": 2}
-        scheduler = "lcm" if objective == "sid" and calls is not None else "ddim"
-        own = {} if calls is None else {"denoising_steps": 2, "objective": objective}
+    def make(
+        network,
+        output_dir="run",
+        resume=None,
+        objective="sid",
+        calls=4,
+        guide=None,
+        scale=2.0,
+        distillation=None,
+        schedule=None,
+        **training,
+    ):
+        scheduler = "lcm" if objective == "sid" else "ddim"
+        own = {} if objective == "guidance" else {"denoising_steps": 2, "calls": calls}
         config = DistillationRun(
             output_dir=str(tmp_path / output_dir),
-            training=TrainingConfig(**{**training, "checkpoint_every": 4, **options}),
+            training=TrainingConfig(**{**TRAINING, **training}),
             sampling=SamplingConfig(num_images=4, scheduler=scheduler, steps=2),
             tracking=TrackingConfig(mode="disabled"),
             resume=resume,
-            distillation=DistillationConfig(calls=calls, **own),
+            distillation=DistillationConfig(objective=objective, **own, **(distillation or {})),
         )
         another_process()
         accelerator = start_accelerator(config)
         teacher = DenoisingPipeline(
-            network, DDPMScheduler(), guide=guide, autoguidance_scale=1.0 if guide is None else scale
+            network, schedule or DDPMScheduler(), guide=guide, autoguidance_scale=1.0 if guide is None else scale
         )
-        model, noise_schedule = student_of(teacher, calls)
-        kind = kind_of(config.distillation)
+        model, noise_schedule = student_of(teacher, config.distillation)
+        kind = LEARNERS[objective]
         learner = kind(config.distillation, teacher, config.training, model, noise_schedule, accelerator, some_images)
         return Trainer(config, learner)
 
@@ -139,9 +159,11 @@ def parameters(learner):
     return [*learner.ema.shadow_params, *(parameter for network in networks for parameter in network.parameters())]
 
 
-@pytest.mark.parametrize(("calls", "objective"), [(4, "trajectories"), (4, "sid"), (None, "sid")])
-def test_a_resumed_distillation_takes_the_same_steps(make_distiller, calls, objective):
-    options = {"calls": calls, "objective": objective, "guide": weaker_unet(), "max_steps": 12}
+@pytest.mark.parametrize(
+    ("objective", "guide"), [("trajectories", False), ("sid", False), ("sid", True), ("guidance", True)]
+)
+def test_a_resumed_distillation_takes_the_same_steps(make_distiller, objective, guide):
+    options = {"objective": objective, "guide": weaker_unet() if guide else None, "max_steps": 12}
     whole = make_distiller(tiny_unet(dropout=0.3), **options)
     whole.train()
     checkpoint = whole.folder.checkpoints / "step-00000008"
@@ -162,14 +184,23 @@ def test_a_checkpoint_is_bound_to_its_distillation(make_distiller):
         make_distiller(randomised(tiny_unet()), "other", checkpoint)
 
 
+@pytest.mark.parametrize(("first", "second"), [("sid", "trajectories"), ("trajectories", "sid")])
+def test_a_checkpoint_is_bound_to_its_objective(make_distiller, first, second):
+    trainer = make_distiller(tiny_unet(), objective=first)
+    trainer.train()
+    checkpoint = str(trainer.folder.checkpoints / "step-00000008")
+    with pytest.raises(ValueError, match="holds another distillation, or none: objective"):
+        make_distiller(tiny_unet(), "other", checkpoint, objective=second)
+
+
 def test_a_checkpoint_is_bound_to_the_guide_and_its_scale(make_distiller):
-    trainer = make_distiller(tiny_unet(), calls=None, guide=weaker_unet())
+    trainer = make_distiller(tiny_unet(), objective="guidance", guide=weaker_unet())
     trainer.train()
     checkpoint = str(trainer.folder.checkpoints / "step-00000008")
     with pytest.raises(ValueError, match="holds another distillation, or none: autoguidance_scale 2.0, not 3.0"):
-        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=weaker_unet(), scale=3.0)
+        make_distiller(tiny_unet(), "other", checkpoint, objective="guidance", guide=weaker_unet(), scale=3.0)
     with pytest.raises(ValueError, match="holds another distillation, or none: teacher .*, not"):
-        make_distiller(tiny_unet(), "other", checkpoint, calls=None, guide=randomised(weaker_unet()))
+        make_distiller(tiny_unet(), "other", checkpoint, objective="guidance", guide=randomised(weaker_unet()))
 
 
 @pytest.mark.parametrize("classes", [None, 10])
@@ -188,7 +219,7 @@ def test_the_teacher_of_few_calls_is_guided_where_it_has_a_guide(make_distiller,
 
 def test_steps_by_the_targets_lead_along_the_teachers_trajectory(make_distiller):
     learner = make_distiller(tiny_unet(num_class_embeds=None), objective="trajectories").learner
-    learner.teacher = NormalDenoiser(0.3)
+    learner.teacher = NormalDenoiser(0.9)  # its images leave the range
     noise = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     solver = make_scheduler("dpmsolver++", DDPMScheduler().config)
     teacher = DenoisingPipeline(learner.teacher, solver)
@@ -223,11 +254,17 @@ def test_a_student_of_trajectories_samples_in_its_own_numbers_of_calls(make_dist
         ({"num_inference_steps": 3}, "the student samples in 4, 2, 1"),
         ({"timesteps": [500, 20]}, "StudentScheduler chooses its own; leave them out"),
         ({"spacing": "log-snr"}, "StudentScheduler chooses its timesteps itself"),
+        ({"eta": 0.5}, "eta is 0.5, and the steps of a student take none"),
     ):
         with pytest.raises(ValueError, match=message):
             pipeline(1, seed=0, **refused)
     with pytest.raises(ValueError, match="cannot sample from a network distilled for 4 calls; use ddim"):
         make_scheduler("lcm", pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="the teacher is distilled itself"):
+        student_of(pipeline, DistillationConfig())
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="DDIMScheduler has not the timesteps of a student"):
+        pipeline(1, seed=0, num_inference_steps=2)
 
 
 def test_a_call_learns_to_take_its_part_of_the_trajectory(make_distiller):
@@ -244,7 +281,7 @@ def test_a_call_learns_to_take_its_part_of_the_trajectory(make_distiller):
 @pytest.mark.parametrize("classes", [None, 10])
 def test_one_network_learns_the_guided_prediction(make_distiller, classes):
     unet, guide = (make(num_class_embeds=classes) for make in (tiny_unet, weaker_unet))
-    trainer = make_distiller(unet, calls=None, guide=guide, max_steps=60, learning_rate=2e-3)
+    trainer = make_distiller(unet, objective="guidance", guide=guide, max_steps=60, learning_rate=2e-3)
     trainer.train()
     pipeline, learner = load_pipeline(trainer.folder.pipeline), trainer.learner
     assert pipeline.guide is None
@@ -261,7 +298,7 @@ def test_one_network_learns_the_guided_prediction(make_distiller, classes):
         )
     assert after < before / 2
     card = (trainer.folder.pipeline / "README.md").read_text(encoding="utf-8")
-    assert "distilled from `teacher` and its guide for 60 optimizer steps" in card
+    assert "distilled from `teacher` and its guide, which makes it no denoiser" in card
 
 
 @pytest.mark.parametrize(
@@ -270,12 +307,24 @@ def test_one_network_learns_the_guided_prediction(make_distiller, classes):
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps must be 1 in a distillation"),
         ({"calls": 1}, "2 inference steps were asked for; the sampler takes 1 to 1"),
         ({"calls": 0}, "calls is 0"),
-        ({"calls": None}, "calls is null, and the teacher has no guide: the student would be the teacher"),
-        ({"calls": None, "guide": tiny_unet(), "scale": 1.0}, "calls is null, and the teacher has no"),
+        (
+            {"objective": "trajectories", "schedule": DDPMScheduler(num_train_timesteps=2000)},
+            "a call would start at timestep 1454, beyond the teacher's trajectories",
+        ),
+        (
+            {"objective": "trajectories", "schedule": DDPMScheduler(num_train_timesteps=20, beta_end=0.5)},
+            "num_train_timesteps is 20, too few to tell calls apart",
+        ),
+        ({"objective": "guidance"}, "the teacher has no guide, or an autoguidance_scale of 1; a student of"),
+        ({"objective": "guidance", "guide": tiny_unet(), "scale": 1.0}, "the teacher has no guide, or an autoguidance"),
+        ({"distillation": {"autoguidance_scale": 2.0}}, "autoguidance_scale is 2.0, and the pipeline has no guide"),
+        ({"objective": "trajectories", "distillation": {"own_starts": True}}, "own_starts is True, and has no effect"),
+        ({"objective": "guidance", "distillation": {"calls": 2}}, "calls is 2, and has no effect on"),
+        ({"guide": labelled_unet2d()}, "label_dropout is 0.1, and the guide, a UNet2DModel, has no null label"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
         ({"objective": "trajectories", "loss_weighting": "min_snr"}, "training.loss_weighting is min_snr"),
-        ({"objective": "trajectory"}, "objective is 'trajectory'"),
-        ({"calls": 9}, "calls is 9; it must be up to 8"),
+        ({"objective": "trajectories", "calls": 9}, "calls is 9; it must be up to 8"),
+        ({"calls": 21}, "calls is 21; it must be up to 20"),
     ],
 )
 def test_distillations_that_cannot_be_are_refused(make_distiller, options, message):
@@ -286,6 +335,6 @@ def test_distillations_that_cannot_be_are_refused(make_distiller, options, messa
 def test_what_cannot_be_a_teacher_is_refused():
     scheduler = make_scheduler("lcm", {**DDPMScheduler().config, "original_inference_steps": 4})
     with pytest.raises(ValueError, match="the teacher is distilled itself"):
-        student_of(DenoisingPipeline(tiny_unet(), scheduler), 4)
+        student_of(DenoisingPipeline(tiny_unet(), scheduler), DistillationConfig())
     with pytest.raises(ValueError, match="the teacher's network is a BasicUNet; only a UNet"):
-        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()), 4)
+        student_of(DenoisingPipeline(tiny_basic_unet(), DDPMScheduler()), DistillationConfig())

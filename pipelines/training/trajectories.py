@@ -1,0 +1,117 @@
+"""Students that take several steps of the teacher's ODE at once, by regression."""
+
+import math
+from itertools import pairwise
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, ModelMixin
+from torch import Tensor
+
+from denoiser.data import ImageSet, RandomBatch
+from pipelines import DenoisingPipeline, make_scheduler
+from pipelines.spacing import spaced_timesteps
+from pipelines.stepping import STUDENT_CALLS, Stepper, calls_of_student, student_timesteps
+from pipelines.training.config import TrainingConfig
+from pipelines.training.distillation import DistillationConfig, Student
+from pipelines.training.loss import squared_errors
+
+TRAJECTORY_STEPS = 12  # of the teacher, about
+
+
+class TrajectoryStudent(Student):
+    """Learner of the objective "trajectories".
+
+    For each number of calls, the student's calls divide the trajectory of the teacher's ODE from noise to
+    an image. A call starts from the trajectory, and its target is the velocity with which one step of DDIM
+    comes to where the next call starts, or to the image (Salimans & Ho 2022, appendix G; several steps at
+    once instead of two).
+    """
+
+    def __init__(
+        self,
+        distillation: DistillationConfig,
+        teacher: DenoisingPipeline,
+        training: TrainingConfig,
+        model: ModelMixin,
+        noise_schedule: DDPMScheduler,
+        accelerator: Accelerator,
+        images: ImageSet,
+    ) -> None:
+        super().__init__(distillation, teacher, training, model, noise_schedule, accelerator, images)
+        if training.loss_weighting != "prediction":
+            raise ValueError("training.loss_weighting is min_snr, of the losses of denoisers; leave it out")
+        self.sampler = make_scheduler("ddim", {**noise_schedule.config, STUDENT_CALLS: distillation.calls})
+        count = noise_schedule.config.num_train_timesteps
+        self.calls = [student_timesteps(count, calls) for calls in calls_of_student(distillation.calls)]
+        timesteps = [timestep for own in self.calls for timestep in own]
+        if len(set(timesteps)) < len(timesteps):
+            raise ValueError(f"num_train_timesteps is {count}, too few to tell calls apart; 100 are enough")
+        self.solver = make_scheduler("dpmsolver++", self.teacher_noise_schedule.config)
+        points = {timestep for own in self.calls for timestep in own[1:]}
+        self.timesteps = _between(noise_schedule.alphas_cumprod, points)
+        if beyond := sorted(points.difference(self.timesteps)):
+            raise ValueError(
+                f"a call would start at timestep {beyond[-1]}, beyond the teacher's trajectories, from timestep "
+                f"{self.timesteps[0]} to {self.timesteps[-1]}; give fewer distillation.calls, or another objective"
+            )
+
+    def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the mean squared errors of a pass, of each call from each image's noise, and their timesteps."""
+        if self.step < self.options.denoising_steps:
+            return super()._losses(part, images, class_labels)
+        inputs, timesteps, targets = self._calls(part.noise, class_labels)
+        repeats = len(timesteps) // len(images)
+        labels = None if class_labels is None else class_labels.repeat(repeats)
+        prediction = self.model(inputs, timesteps, class_labels=labels).sample
+        return squared_errors(prediction, targets), timesteps
+
+    def _calls(self, noise: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the inputs, timesteps and target velocities of all calls on the trajectories from noise."""
+        points = self._trajectory(noise, class_labels)
+        inputs, timesteps, targets = [], [], []
+        for own in self.calls:
+            for timestep, following in zip(own, [*own[1:], None], strict=True):
+                start = noise if timestep == own[0] else points[timestep]
+                signal, deviation = self._level(timestep)
+                next_signal, next_deviation = self._level(following)
+                rest = next_deviation / deviation  # of the input, in a step of DDIM
+                clean = (points[following] - rest * start) / (next_signal - rest * signal)
+                inputs.append(start)
+                timesteps.append(torch.full((len(noise),), timestep, device=noise.device))
+                targets.append((signal * start - clean) / deviation)
+        return torch.cat(inputs), torch.cat(timesteps), torch.cat(targets)
+
+    @torch.no_grad()
+    def _trajectory(self, noise: Tensor, class_labels: Tensor | None) -> dict[int | None, Tensor]:
+        """Return the teacher's noisy images by timestep, and its images at None."""
+        stepper = Stepper(self.solver, len(self.timesteps), noise.device, timesteps=self.timesteps)
+        sample, points = stepper.from_noise(noise), dict[int | None, Tensor]()
+        for timestep in stepper.timesteps:
+            points[int(timestep)] = sample
+            with self.accelerator.autocast():
+                prediction = self.teacher(sample, timestep.expand(len(noise)), class_labels=class_labels).sample
+            sample = stepper.step(prediction.float(), timestep, sample)
+        points[None] = sample.clamp(-1, 1)
+        return points
+
+    def _level(self, timestep: int | None) -> tuple[float, float]:
+        """Return the factors of image and noise at a timestep; without noise at None."""
+        if timestep is None:
+            return 1.0, 0.0
+        power = float(self.noise_schedule.alphas_cumprod[timestep])
+        return math.sqrt(power), math.sqrt(1 - power)
+
+
+def _between(alphas_cumprod: Tensor, points: set[int]) -> list[int]:
+    """Return timesteps with the `points` in their range among them, about even in log SNR, noisiest first."""
+    log_snr = alphas_cumprod.double().logit()
+    highest, *_, lowest = spaced_timesteps(alphas_cumprod, TRAJECTORY_STEPS)
+    length = float(log_snr[lowest] - log_snr[highest]) / TRAJECTORY_STEPS
+    ends = [highest, *sorted((point for point in points if lowest < point < highest), reverse=True), lowest]
+    timesteps = []
+    for start, end in pairwise(ends):
+        steps = max(1, round(float(log_snr[end] - log_snr[start]) / length))
+        levels = torch.linspace(float(log_snr[start]), float(log_snr[end]), steps + 1, dtype=torch.double)
+        timesteps += [start, *((log_snr - level).abs().argmin().item() for level in levels[1:-1])]
+    return [*timesteps, lowest]
