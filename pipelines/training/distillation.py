@@ -48,8 +48,9 @@ class DistillationConfig:
             "sid", with "trajectories" in so many, in half of them, rounded down, and so on to 1.
         autoguidance_scale: Scale of autoguidance by the teacher's guide; None is the teacher's own, 1 is none.
         critic_steps: Critic steps for each student step of "sid".
-        denoising_steps: Steps at the start in which the student learns to predict velocities: at pure
-            noise the noise that the teacher predicts says nothing of the image.
+        denoising_steps: Steps at the start in which the student learns to predict velocities, of the data
+            with "sid" and of the teacher with "trajectories": at pure noise the noise that the teacher
+            predicts says nothing of the image.
         own_starts: Whether calls start from the student's own images, as in sampling (DMD2: Yin et al.
             2024, section 4.5), instead of real ones; for the last stage of a distillation.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from denoiser.data import ImageSet, RandomBatch
 from pipelines import DenoisingPipeline, make_scheduler
+from pipelines.noise_levels import noise_level, predicted_image
 from pipelines.spacing import spaced_timesteps
 from pipelines.stepping import STUDENT_CALLS, Stepper, calls_of_student, student_timesteps
 from pipelines.training.config import TrainingConfig
@@ -59,12 +60,23 @@ class TrajectoryStudent(Student):
     def _losses(self, part: RandomBatch, images: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the mean squared errors of a pass, of each call from each image's noise, and their timesteps."""
         if self.step < self.options.denoising_steps:
-            return super()._losses(part, images, class_labels)
-        inputs, timesteps, targets = self._calls(part.noise, class_labels)
+            inputs, timesteps = self.noise_schedule.add_noise(images, part.noise, part.timesteps), part.timesteps
+            targets = self._velocities(inputs, timesteps, class_labels)
+        else:
+            inputs, timesteps, targets = self._calls(part.noise, class_labels)
         repeats = len(timesteps) // len(images)
         labels = None if class_labels is None else class_labels.repeat(repeats)
         prediction = self.model(inputs, timesteps, class_labels=labels).sample
         return squared_errors(prediction, targets), timesteps
+
+    @torch.no_grad()
+    def _velocities(self, noisy: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Return the velocities that follow from the teacher's clean images; those of the data would lose the guide."""
+        with self.accelerator.autocast():
+            prediction = self.teacher(noisy, timesteps, class_labels=class_labels).sample.float()
+        clean = predicted_image(self.teacher_noise_schedule, noisy, prediction, timesteps).clamp(-1, 1)
+        signal, deviation = noise_level(self.noise_schedule, timesteps)
+        return (signal * noisy - clean) / deviation
 
     def _calls(self, noise: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the inputs, timesteps and target velocities of all calls on the trajectories from noise."""

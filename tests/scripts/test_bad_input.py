@@ -373,10 +373,6 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.calls 0", "calls is 0"),
         ("--init_from teacher", "init_from is teacher, and a student starts from its teacher; leave it out"),
         ("--distillation.calls 21", "calls is 21; it must be up to 20"),
-        (
-            "--distillation.calls null --distillation.own_starts true",
-            "own_starts is True, and has no effect without calls; leave it out",
-        ),
         ("--distillation.objective guidance", "sampling.scheduler is lcm, for students of sid; give --sampling.s"),
         (
             "--distillation.objective trajectories --distillation.own_starts true",
@@ -389,7 +385,7 @@ def test_restoring(error_of, pipelines, pictures, tmp_path, task, arguments, mes
         ("--distillation.calls 2", "4 inference steps were asked for; the sampler takes 1 to 2"),
         ("--sampling.scheduler unipc", "cannot sample from a network distilled for 4 calls; use lcm"),
         ("--distillation.objective trajectories", "for students of sid; give --sampling.scheduler ddim"),
-        ("--distillation.objective gan", "objective is 'gan'"),
+        ("--distillation.objective gan", "expected 'sid', 'trajectories', 'guidance', got gan"),
         ("--distillation.critic_step 2", "unknown option 'distillation.critic_step'"),
         ("--training.gradient_accumulation_steps 2", "gradient_accumulation_steps must be 1 in a distillation"),
     ],
