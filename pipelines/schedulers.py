@@ -27,7 +27,7 @@ from pipelines.spacing import LARGEST_SIGMA
 from pipelines.stepping import (
     STUDENT_CALLS,
     accepted_by_step,
-    calls_of_student,
+    check_steps,
     distilled_calls,
     sampler_of_student,
     student_timesteps,
@@ -137,11 +137,9 @@ class StudentScheduler(ExactDDIMScheduler):
         timesteps: list[int] | None = None,
     ) -> None:
         """Choose the timesteps of so many calls; raises `ValueError` for another number than was trained."""
-        if timesteps is not None:
-            raise ValueError(f"timesteps were given, and {type(self).__name__} chooses its own; leave them out")
-        known = calls_of_student(self.config[STUDENT_CALLS])
-        if num_inference_steps not in known:
-            raise ValueError(f"num_inference_steps is {num_inference_steps}; it is one of {known}")
+        if timesteps is not None or num_inference_steps is None:
+            raise ValueError(f"{type(self).__name__} takes a number of steps, and chooses its own timesteps")
+        check_steps(num_inference_steps, self)
         own = student_timesteps(self.config.num_train_timesteps, num_inference_steps)
         super().set_timesteps(device=device, timesteps=own)
 

@@ -16,18 +16,17 @@ Spacing = Literal["timesteps", "log-snr"]
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 LARGEST_SIGMA = 80.0  # noise enough for data in [-1, 1] (Karras et al. 2022, table 1)
-# Options of schedulers with which they choose their noise levels themselves, and refuse timesteps.
-OWN_LEVELS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+# Options of schedulers with which they choose their steps themselves, and refuse timesteps.
+OWN_STEPS = (
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas"),
+    STUDENT_CALLS,
+)
 LAST = 0.01  # of the timesteps: where the last step starts
 
 
 def takes_timesteps(scheduler: SchedulerMixin) -> bool:
     """Return whether a scheduler takes the steps between given timesteps; a student's sampler has its own."""
-    if (
-        isinstance(scheduler, LCMScheduler)
-        or STUDENT_CALLS in scheduler.config
-        or any(scheduler.config.get(option) for option in OWN_LEVELS)
-    ):
+    if isinstance(scheduler, LCMScheduler) or any(scheduler.config.get(option) for option in OWN_STEPS):
         return False
     return "timesteps" in inspect.signature(scheduler.set_timesteps).parameters and has_training_timesteps(scheduler)
 

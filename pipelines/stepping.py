@@ -64,8 +64,7 @@ def _fewest(scheduler: SchedulerMixin) -> int:
 
 def _spaced(num_inference_steps: int, scheduler: SchedulerMixin) -> bool:
     """Return whether diffusers' `np.arange(count, 0, -count / steps)` has as many entries as steps."""
-    own = isinstance(scheduler, LCMScheduler) or STUDENT_CALLS in scheduler.config
-    if own or scheduler.config.get("timestep_spacing") != "trailing":
+    if scheduler.config.get("timestep_spacing") != "trailing" or isinstance(scheduler, LCMScheduler):
         return True
     count = scheduler.config.num_train_timesteps
     return math.ceil(count / (count / num_inference_steps)) == num_inference_steps

@@ -122,16 +122,14 @@ class Guided(nn.Module):
         return UNet2DOutput(sample=ours + (self.scale - 1) * (ours - weaker))
 
 
-def guided_teacher(pipeline: DenoisingPipeline, distillation: DistillationConfig) -> nn.Module:
-    """Return a copy of a teacher's network, with autoguidance if its scale is not 1.
+def guidance_of(teacher: DenoisingPipeline, distillation: DistillationConfig) -> float | None:
+    """Return the scale of autoguidance that a student learns, or None without any.
 
     Raises:
         ValueError: If a scale was given, and there is no guide.
     """
-    scale = Guidance(auto_scale=distillation.autoguidance_scale).with_own(pipeline.autoguidance_scale).auto_scale
-    if scale is None or scale == 1:
-        return copy.deepcopy(pipeline.unet)
-    return Guided(copy.deepcopy(pipeline.unet), copy.deepcopy(pipeline.guide), scale)
+    scale = Guidance(auto_scale=distillation.autoguidance_scale).with_own(teacher.autoguidance_scale).auto_scale
+    return None if scale == 1 else scale
 
 
 def student_of(teacher: DenoisingPipeline, distillation: DistillationConfig) -> tuple[ModelMixin, DDPMScheduler]:
@@ -145,7 +143,7 @@ def student_of(teacher: DenoisingPipeline, distillation: DistillationConfig) -> 
     if not isinstance(teacher.unet, UNet):
         raise ValueError(f"the teacher's network is a {type(teacher.unet).__name__}; only a UNet can be distilled")
     if distillation.objective == "guidance":
-        if not isinstance(guided_teacher(teacher, distillation), Guided):
+        if guidance_of(teacher, distillation) is None:
             raise ValueError(
                 "the teacher has no guide, or an autoguidance_scale of 1; a student of guidance needs both"
             )
@@ -177,16 +175,21 @@ class Student(Learner):
     ) -> None:
         super().__init__(training, model, noise_schedule, accelerator, images)
         self.options = distillation
-        network = guided_teacher(teacher, distillation)
-        if isinstance(network, Guided):
-            self._check_guide(network.guide)
+        network, scale = copy.deepcopy(teacher.unet), guidance_of(teacher, distillation)
+        if scale is not None:
+            self._check_guide(teacher.guide)
+            network = Guided(network, copy.deepcopy(teacher.guide), scale)
         self.teacher = in_best_layout(network.to(accelerator.device)).eval().requires_grad_(False)
         self.teacher_noise_schedule = teacher.noise_schedule
         self.distilled: dict[str, Any] = {"calls": distillation.calls, "teacher": _sha256(self.teacher)}
         if distillation.objective != "sid":
             self.distilled["objective"] = distillation.objective
-        if isinstance(network, Guided):
-            self.distilled["autoguidance_scale"] = network.scale
+        if scale is not None:
+            self.distilled["autoguidance_scale"] = scale
+        self._set_up(teacher)
+
+    def _set_up(self, teacher: DenoisingPipeline) -> None:
+        """Build what the objective needs besides; the last part of the constructor."""
 
     @property
     def guided(self) -> bool:

@@ -11,19 +11,16 @@ all calls would be matched, and one call could be too dark where another is too 
 """
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers import DDPMScheduler, ModelMixin
 from einops import rearrange
 from torch import Tensor
 
-from denoiser.data import ImageSet
 from denoiser.randomness import DISTILLATION, seeded_generator
 from denoiser.unet import UNet
 from pipelines import DenoisingPipeline, make_scheduler
 from pipelines.noise_levels import predicted_image
-from pipelines.training.config import TrainingConfig, architecture
-from pipelines.training.distillation import DistillationConfig, Student
+from pipelines.training.config import architecture
+from pipelines.training.distillation import Student
 from pipelines.training.loss import denoising_loss
 
 # Timesteps at which student and teacher are compared, as fractions of all: below, the noise changes nothing;
@@ -49,25 +46,17 @@ def critic_of(unet: UNet, calls: int) -> UNet:
 class Distiller(Student):
     """Learner of the objective "sid". A call starts from a noisy training image, or from an own one."""
 
-    def __init__(
-        self,
-        distillation: DistillationConfig,
-        teacher: DenoisingPipeline,
-        training: TrainingConfig,
-        model: ModelMixin,
-        noise_schedule: DDPMScheduler,
-        accelerator: Accelerator,
-        images: ImageSet,
-    ) -> None:
-        super().__init__(distillation, teacher, training, model, noise_schedule, accelerator, images)
-        if training.gradient_accumulation_steps != 1:
+    def _set_up(self, teacher: DenoisingPipeline) -> None:
+        """Choose the student's noise levels, and build its critic."""
+        calls, accelerator = self.options.calls, self.accelerator
+        if self.training.gradient_accumulation_steps != 1:
             raise ValueError("gradient_accumulation_steps must be 1 in a distillation; raise batch_size in its place")
         if accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("FSDP splits one network, and a distillation trains two; use several_gpus.yaml")
-        self.sampler = make_scheduler("lcm", {**noise_schedule.config, "original_inference_steps": distillation.calls})
-        self.sampler.set_timesteps(distillation.calls, device=accelerator.device)
+        self.sampler = make_scheduler("lcm", {**self.noise_schedule.config, "original_inference_steps": calls})
+        self.sampler.set_timesteps(calls, device=accelerator.device)
         self.starts = self.sampler.timesteps.clone()
-        self.raw_critic = critic_of(teacher.unet, distillation.calls)
+        self.raw_critic = critic_of(teacher.unet, calls)
         self.critic = self._prepare(self.raw_critic)
 
     def _learn(self) -> Tensor:

@@ -1,20 +1,16 @@
 """Students that take several steps of the teacher's ODE at once, by regression."""
 
-import math
 from itertools import pairwise
 
 import torch
-from accelerate import Accelerator
-from diffusers import DDPMScheduler, ModelMixin
 from torch import Tensor
 
-from denoiser.data import ImageSet, RandomBatch
+from denoiser.data import RandomBatch
 from pipelines import DenoisingPipeline, make_scheduler
 from pipelines.noise_levels import noise_level, predicted_image
 from pipelines.spacing import spaced_timesteps
 from pipelines.stepping import STUDENT_CALLS, Stepper, calls_of_student, student_timesteps
-from pipelines.training.config import TrainingConfig
-from pipelines.training.distillation import DistillationConfig, Student
+from pipelines.training.distillation import Student
 from pipelines.training.loss import squared_errors
 
 TRAJECTORY_STEPS = 12  # of the teacher, about
@@ -29,28 +25,20 @@ class TrajectoryStudent(Student):
     once instead of two).
     """
 
-    def __init__(
-        self,
-        distillation: DistillationConfig,
-        teacher: DenoisingPipeline,
-        training: TrainingConfig,
-        model: ModelMixin,
-        noise_schedule: DDPMScheduler,
-        accelerator: Accelerator,
-        images: ImageSet,
-    ) -> None:
-        super().__init__(distillation, teacher, training, model, noise_schedule, accelerator, images)
-        if training.loss_weighting != "prediction":
+    def _set_up(self, teacher: DenoisingPipeline) -> None:
+        """Choose the timesteps of the student's calls and of the teacher's trajectories."""
+        schedule, calls = self.noise_schedule, self.options.calls
+        if self.training.loss_weighting != "prediction":
             raise ValueError("training.loss_weighting is min_snr, of the losses of denoisers; leave it out")
-        self.sampler = make_scheduler("ddim", {**noise_schedule.config, STUDENT_CALLS: distillation.calls})
-        count = noise_schedule.config.num_train_timesteps
-        self.calls = [student_timesteps(count, calls) for calls in calls_of_student(distillation.calls)]
+        self.sampler = make_scheduler("ddim", {**schedule.config, STUDENT_CALLS: calls})
+        count = schedule.config.num_train_timesteps
+        self.calls = [student_timesteps(count, fewer) for fewer in calls_of_student(calls)]
         timesteps = [timestep for own in self.calls for timestep in own]
         if len(set(timesteps)) < len(timesteps):
             raise ValueError(f"num_train_timesteps is {count}, too few to tell calls apart; 100 are enough")
         self.solver = make_scheduler("dpmsolver++", self.teacher_noise_schedule.config)
         points = {timestep for own in self.calls for timestep in own[1:]}
-        self.timesteps = _between(noise_schedule.alphas_cumprod, points)
+        self.timesteps = _between(schedule.alphas_cumprod, points)
         if beyond := sorted(points.difference(self.timesteps)):
             raise ValueError(
                 f"a call would start at timestep {beyond[-1]}, beyond the teacher's trajectories, from timestep "
@@ -75,24 +63,33 @@ class TrajectoryStudent(Student):
         with self.accelerator.autocast():
             prediction = self.teacher(noisy, timesteps, class_labels=class_labels).sample.float()
         clean = predicted_image(self.teacher_noise_schedule, noisy, prediction, timesteps).clamp(-1, 1)
+        return self._velocity(noisy, timesteps, clean)
+
+    def _velocity(self, noisy: Tensor, timesteps: Tensor, clean: Tensor) -> Tensor:
+        """Return the velocities with which noisy images point to clean ones."""
         signal, deviation = noise_level(self.noise_schedule, timesteps)
         return (signal * noisy - clean) / deviation
 
     def _calls(self, noise: Tensor, class_labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the inputs, timesteps and target velocities of all calls on the trajectories from noise."""
         points = self._trajectory(noise, class_labels)
-        inputs, timesteps, targets = [], [], []
+        starts, cleans = [], []
         for own in self.calls:
-            for timestep, following in zip(own, [*own[1:], None], strict=True):
-                start = noise if timestep == own[0] else points[timestep]
-                signal, deviation = self._level(timestep)
-                next_signal, next_deviation = self._level(following)
-                rest = next_deviation / deviation  # of the input, in a step of DDIM
-                clean = (points[following] - rest * start) / (next_signal - rest * signal)
-                inputs.append(start)
-                timesteps.append(torch.full((len(noise),), timestep, device=noise.device))
-                targets.append((signal * start - clean) / deviation)
-        return torch.cat(inputs), torch.cat(timesteps), torch.cat(targets)
+            inputs = [noise, *(points[timestep] for timestep in own[1:])]
+            starts += inputs
+            cleans += [self._pointed_to(*ends) for ends in zip(pairwise(own), pairwise(inputs), strict=True)]
+            cleans.append(points[None])
+        every = torch.tensor([timestep for own in self.calls for timestep in own], device=noise.device)
+        noisy, timesteps = torch.cat(starts), every.repeat_interleave(len(noise))
+        return noisy, timesteps, self._velocity(noisy, timesteps, torch.cat(cleans))
+
+    def _pointed_to(self, timesteps: tuple[int, int], noisy: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the clean image with which a step of DDIM leads from noisy images to later ones."""
+        (signal, deviation), (next_signal, next_deviation) = (
+            noise_level(self.noise_schedule, torch.tensor(timestep, device=noisy[0].device)) for timestep in timesteps
+        )
+        rest = next_deviation / deviation  # of the input
+        return (noisy[1] - rest * noisy[0]) / (next_signal - rest * signal)
 
     @torch.no_grad()
     def _trajectory(self, noise: Tensor, class_labels: Tensor | None) -> dict[int | None, Tensor]:
@@ -106,13 +103,6 @@ class TrajectoryStudent(Student):
             sample = stepper.step(prediction.float(), timestep, sample)
         points[None] = sample.clamp(-1, 1)
         return points
-
-    def _level(self, timestep: int | None) -> tuple[float, float]:
-        """Return the factors of image and noise at a timestep; without noise at None."""
-        if timestep is None:
-            return 1.0, 0.0
-        power = float(self.noise_schedule.alphas_cumprod[timestep])
-        return math.sqrt(power), math.sqrt(1 - power)
 
 
 def _between(alphas_cumprod: Tensor, points: set[int]) -> list[int]:
